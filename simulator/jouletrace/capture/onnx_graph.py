@@ -1,0 +1,270 @@
+"""An ONNX graph while it is imported: what its values stand for, and the forward pass written so far."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jouletrace.capture.forward import Array, Forward
+from jouletrace.errors import CaptureError, LimitExceeded
+from jouletrace.trace.model import Elementwise, Format, Trace
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
+
+__all__ = ["MAX_STEPS", "MAX_TENSOR_ELEMENTS", "MAX_VALUES", "Approximate", "Graph"]
+
+MAX_TENSOR_ELEMENTS = 2**40
+MAX_STEPS = 4096  # time steps of one recurrent layer, each of which becomes ops
+MAX_VALUES = 64  # elements of a tensor whose values may matter: sizes, axes, bounds
+
+Approximate = Literal["elementwise"]
+
+
+class Graph:
+    """The graph while it is imported: which array every value name stands for.
+
+    A value is a *weight* (a float initializer, not declared before it is used), a *constant* (known without running
+    the network: no tensor unless an op has to read it), or an array.
+    """
+
+    def __init__(
+        self, model: ModelProto, path: Path, batch: int | None, approximate: Approximate | None
+    ) -> None:
+        self.path, self.proto = path, model.graph
+        self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, int] = {}
+        self.arrays: dict[str, Array] = {}
+        self.weights: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self.constants: dict[str, None] = {}
+        self.values: dict[str, list[float]] = {}
+        self.warnings: list[str] = []
+        self.approximate = approximate
+        self._approximated: list[str] = []
+        for value in (*self.proto.input, *self.proto.value_info, *self.proto.output):
+            self._learn(value)
+        self.layer = ""
+        self._layers = iter(self._name_layers())
+        self.f = self._start(model, batch)
+
+    # -- what the file says
+
+    def _learn(self, value: ValueInfoProto) -> None:
+        kind = value.type.tensor_type
+        shape = tuple(d.dim_value for d in kind.shape.dim)
+        self.types[value.name] = kind.elem_type
+        if kind.HasField("shape") and all(
+            d.HasField("dim_value") and d.dim_value >= 0 for d in kind.shape.dim
+        ):
+            if prod(shape) > MAX_TENSOR_ELEMENTS:
+                raise LimitExceeded(f"{self.path}: {value.name!r} of shape {shape} has more than "
+                                    f"{MAX_TENSOR_ELEMENTS} elements.")  # fmt: skip
+            self.shapes[value.name] = shape
+
+    def _start(self, model: ModelProto, batch: int | None) -> Forward:
+        import onnx
+
+        for tensor in self.proto.initializer:
+            self.shapes[tensor.name], self.types[tensor.name] = tuple(tensor.dims), tensor.data_type
+            self.learn_values(tensor.name, tensor)
+            if self.is_float(tensor.name):
+                self.weights[tensor.name] = tensor.name, tuple(tensor.dims)
+            else:
+                self.constants[tensor.name] = None
+        inputs = [v.name for v in self.proto.input if v.name not in self.weights | self.constants.keys()]
+        sizes = [n for name in inputs for n in self.shape(name)]
+        if batch is not None and batch not in sizes:
+            raise CaptureError(f"{self.path}: the batch is given as {batch}, but the inputs have the fixed sizes "
+                               f"{sizes}; export the model with that batch or with an open one.")  # fmt: skip
+        producer = (("tool", "jouletrace onnx"), ("exporter", f"{model.producer_name} {model.producer_version}".strip()),
+                    ("opset", str(self.opset)))  # fmt: skip
+        f = Forward(self.path.name.removesuffix(".onnx"), batch or next(iter(sizes), 1), producer)
+        for name in inputs:
+            bits, format = _number(onnx.TensorProto.DataType.Name(self.types[name]))
+            self.arrays[name] = f.input(name, self.shape(name), bits, format)
+        if any(self.is_float(name) and self.types[name] != onnx.TensorProto.FLOAT for name in self.types):
+            self.warnings.append("Some values of the file are not of type float32; activations and weights are "
+                                 "counted with 32 bits.")  # fmt: skip
+        self._report_folding()
+        return f
+
+    def _report_folding(self) -> None:
+        """A file for inference has its batch norms folded into the convolutions: it trains another network."""
+        kinds = {node.op_type for node in self.proto.node}
+        biased = any(
+            node.op_type == "Conv" and len(node.input) > 2 and node.input[2] for node in self.proto.node
+        )
+        if biased and not any(kind.endswith("Normalization") for kind in kinds):
+            self.warnings.append(
+                "Convolutions have biases and the file has no normalisation: batch norms were probably folded into "
+                "the convolutions on export, and their training cost is missing. Export in training mode without "
+                "constant folding if the network has batch norms."
+            )
+        frozen = any(node.op_type == "BatchNormalization" and not self.attribute(node, "training_mode", 0)
+                     for node in self.proto.node)  # fmt: skip
+        if frozen and self.opset >= 14:
+            self.warnings.append(
+                "Batch norms stand in inference mode in the file; they are counted in training mode."
+            )
+
+    def _name_layers(self) -> list[str]:
+        layers: list[str] = []
+        weights = {tensor.name for tensor in self.proto.initializer}
+        for i, node in enumerate(self.proto.node):
+            owner = next((name for name in node.input if name in weights and "." in name), None)
+            scope = [part for part in node.name.split("/") if part]
+            if owner is not None:
+                layers.append(owner.rpartition(".")[0])
+            elif len(scope) > 1:
+                layers.append(_module_path(scope[:-1]))
+            else:
+                layers.append(node.name.strip("/") or f"{node.op_type}_{i}")
+        return layers
+
+    def title(self, node: NodeProto) -> str:
+        return repr(node.name or f"{node.op_type} of {', '.join(node.output)}")
+
+    def problem(self, node: NodeProto, sentence: str) -> CaptureError:
+        return CaptureError(f"{self.path}: node {self.title(node)} ({node.op_type}): {sentence}")
+
+    def attribute(self, node: NodeProto, name: str, default: Any) -> Any:
+        import onnx
+
+        for attribute in node.attribute:
+            if attribute.name == name:
+                value = onnx.helper.get_attribute_value(attribute)
+                return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+        return default
+
+    # -- values
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.shapes:
+            raise CaptureError(
+                f"{self.path}: the shape of {name!r} depends on data; export the model with fixed sizes."
+            )
+        return self.shapes[name]
+
+    def is_float(self, name: str) -> bool:
+        import onnx
+
+        return onnx.TensorProto.DataType.Name(self.types.get(name, 1)).startswith(
+            ("FLOAT", "DOUBLE", "BFLOAT")
+        )
+
+    def has(self, node: NodeProto, index: int) -> bool:
+        return index < len(node.input) and node.input[index] != ""
+
+    def is_constant(self, name: str) -> bool:
+        """Known before the step and no parameter: an integer, a single number, or a result of such."""
+        return name in self.constants or (name in self.weights and prod(self.weights[name][1]) <= 1)
+
+    def learn_values(self, name: str, tensor: TensorProto) -> None:
+        """Keep the values of a small tensor: sizes, axes, bounds."""
+        import onnx
+
+        if prod(tensor.dims) <= MAX_VALUES:
+            try:
+                self.values[name] = [float(v) for v in onnx.numpy_helper.to_array(tensor).reshape(-1)]
+            except (ValueError, TypeError) as problem:
+                raise CaptureError(f"{self.path}: tensor {name!r} cannot be read: {problem}.") from problem
+
+    def numbers(self, node: NodeProto, index: int, attribute: str) -> list[float] | None:
+        """Axes or bounds given as an input (newer opsets) or as an attribute (older ones); None if not given."""
+        if self.has(node, index):
+            name = node.input[index]
+            if name not in self.values:
+                raise self.problem(
+                    node, f"{attribute} ({name!r}) is computed in the graph; export it as a constant."
+                )
+            return self.values[name]
+        value = self.attribute(node, attribute, None)
+        return [value] if isinstance(value, int | float) else value
+
+    def parameter(self, node: NodeProto, index: int, role: Literal["param", "buffer"] = "param") -> Array:
+        """Input ``index`` as a parameter (or buffer) if it is a weight, whatever its size."""
+        name = node.input[index]
+        if name not in self.weights:
+            return self.operand(node, index)
+        base, shape = self.weights[name]
+        declare = self.f.parameter if role == "param" else self.f.buffer
+        return declare(base, self.shapes[base]).view(*shape)
+
+    def operand(self, node: NodeProto, index: int) -> Array:
+        """Input ``index`` as something that an op reads."""
+        name = node.input[index]
+        if name in self.arrays:
+            return self.arrays[name]
+        if name in self.constants or self.is_constant(name):
+            return self.f.buffer(name, self.shape(name))
+        if name not in self.weights:
+            raise self.problem(node, f"reads {name!r}, which nothing writes.")
+        return self.parameter(node, index)
+
+    def variables(self, node: NodeProto) -> list[Array]:
+        """The inputs that are not single numbers."""
+        return [self.operand(node, i) for i in range(len(node.input))
+                if self.has(node, i) and not (self.is_constant(node.input[i]) and prod(self.shape(node.input[i])) <= 1)]  # fmt: skip
+
+    # -- running
+
+    def run(self, node: NodeProto, operators: Any) -> None:
+        """Import one node: fold it if nothing in it depends on the data, else let its operator write ops."""
+        self.layer = next(self._layers)
+        given = [name for name in node.input if name]
+        if (given and all(self.is_constant(name) for name in given)) or node.op_type in ("Shape", "Size"):
+            outputs = operators["Constant"](self, node)
+        elif node.op_type in operators and node.domain in ("", "ai.onnx"):
+            outputs = operators[node.op_type](self, node)
+        else:
+            outputs = self._approximate(node)
+        for name, array in zip(node.output, outputs, strict=False):
+            if array.elements != prod(self.shape(name)):
+                raise self.problem(node, f"writes {array.shape}, but the file says {self.shape(name)}.")
+            self.arrays[name] = array.view(*self.shape(name))
+
+    def _approximate(self, node: NodeProto) -> list[Array]:
+        self._approximated.append(f"{node.op_type} in {self.title(node)}")
+        shapes = [self.shape(name) for name in node.output if name]
+        nest = Elementwise(node.op_type.lower(), prod(shapes[0]))
+        return self.f.emit_many(self.layer, nest, self.variables(node), [
+            ("y" if i == 0 else f"y{i + 1}", shape, "activation", 32) for i, shape in enumerate(shapes)
+        ])  # fmt: skip
+
+    def finish(self) -> Trace:
+        """The forward trace; a loss is added if the file has none."""
+        if not self.f.loss:
+            name = self.proto.output[0].name
+            if name not in self.arrays:
+                raise CaptureError(f"{self.path}: output {name!r} does not depend on the inputs.")
+            logits = self.arrays[name]
+            width = logits.shape[1] if len(logits.shape) == 4 else logits.shape[-1]
+            labels = self.f.input("labels", (logits.elements // width,), 64, "int")
+            self.f.cross_entropy_with("", logits, labels, width)
+            self.warnings.append(f"The file has no loss; a cross-entropy over output {name!r} was added.")
+        self.warnings += [f"Approximated as one pass over its result: {what}." for what in self._approximated]
+        trace = self.f.trace()
+        policy = (("approximate", "elementwise"),) if self._approximated else ()
+        return replace(trace, header=replace(trace.header, policy=policy, warnings=tuple(self.warnings)))
+
+
+def _module_path(scope: list[str]) -> str:
+    """``["layer1", "layer1.0", "conv1"]`` (as PyTorch names nodes) is ``layer1.0.conv1``."""
+    path: list[str] = []
+    for part in scope:
+        if path and part.startswith(path[-1] + "."):
+            path[-1] = part
+        else:
+            path.append(part)
+    return ".".join(path)
+
+
+def _number(type_name: str) -> tuple[int, Format]:
+    """Bits and format of an input: the 64 of INT64, one for a truth value."""
+    digits = "".join(c for c in type_name if c.isdigit())
+    if type_name.startswith(("FLOAT", "BFLOAT", "DOUBLE")):
+        return int(digits[:2]) if digits else 64 if type_name == "DOUBLE" else 32, "fp"
+    return int(digits) if digits else 1, "int"

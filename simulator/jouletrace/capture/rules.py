@@ -1,0 +1,305 @@
+"""The reverse-mode rules: for every kind of forward op, the ops that compute the gradients of its operands.
+
+A rule reads the gradient of what its op wrote (``tape.gradient``), appends ops (``tape.emit``) and hands the
+gradients on (``tape.give``). What a rule reads of the forward pass is what that op has to save. A rule that
+finds no gradient does nothing: no later op depends on what its op wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from math import prod
+from types import MappingProxyType
+from typing import cast
+
+from jouletrace.capture.forward import Array
+from jouletrace.capture.tape import Tape
+from jouletrace.errors import CaptureError, did_you_mean
+from jouletrace.trace.model import (
+    Cell,
+    Conv,
+    Copy,
+    Elementwise,
+    Gather,
+    Gemm,
+    Loss,
+    Op,
+    Pool,
+    Reduce,
+    Scatter,
+    Softmax,
+)  # fmt: skip
+
+__all__ = ["ELEMENTWISE", "RULES"]
+
+# What the backward of a function of one operand reads besides the incoming gradient: its operand
+# (x), its result (y), both, or nothing. None: the function has no gradient.
+ELEMENTWISE: Mapping[str, str | None] = MappingProxyType({
+    "relu": "y", "sigmoid": "y", "tanh": "y", "exp": "y", "sqrt": "y", "reciprocal": "y",
+    "relu6": "x", "clamp": "x", "leaky_relu": "x", "elu": "x", "selu": "x", "celu": "x", "softplus": "x",
+    "gelu": "x", "silu": "x", "hardswish": "x", "hardsigmoid": "x", "mish": "x", "erf": "x", "log": "x",
+    "pow": "x", "abs": "x", "sin": "x", "cos": "x",
+    "mul": "", "div": "", "neg": "", "cast": "",
+    "sign": None, "floor": None, "ceil": None, "round": None, "compare": None,
+})  # fmt: skip
+
+
+def _conv(tape: Tape, op: Op) -> None:
+    gy = tape.gradient(op.writes[0])
+    if gy is None:
+        return
+    nest = cast(Conv, op.nest)
+    x, w = tape.operand(op, 0), tape.operand(op, 1)
+    if tape.needs(op, 0):
+        tape.give(op, 0, tape.emit(op.layer, replace(nest, role="backward_data"), (gy, w), x.shape, x.tensor))
+    if tape.needs(op, 1):
+        tape.give(
+            op, 1, tape.emit(op.layer, replace(nest, role="backward_weight"), (gy, x), w.shape, w.tensor)
+        )
+    tape.give(op, 2, gy)
+
+
+def _gemm(tape: Tape, op: Op) -> None:
+    gc = tape.gradient(op.writes[0])
+    if gc is None:
+        return
+    sides = (_gemm_first, _gemm_second)
+    batched = tape.tensors[op.reads[1]].role != "param"
+    for side in sides[::-1] if batched else sides:  # PyTorch's order, so that names agree
+        side(tape, op, cast(Gemm, op.nest), gc)
+    tape.give(op, 2, gc)
+
+
+def _gemm_first(tape: Tape, op: Op, n: Gemm, gc: Array) -> None:
+    if tape.needs(op, 0):
+        a, b = tape.operand(op, 0), tape.operand(op, 1)
+        if n.ta:
+            nest, reads = Gemm(n.B, n.K, n.M, n.N, ta=n.tb, tb=True), (b, gc)
+        else:
+            nest, reads = Gemm(n.B, n.M, n.K, n.N, tb=not n.tb), (gc, b)
+        tape.give(op, 0, tape.emit(op.layer, nest, reads, _full(a, n.B, n.M, n.K), a.tensor))
+
+
+def _gemm_second(tape: Tape, op: Op, n: Gemm, gc: Array) -> None:
+    if tape.needs(op, 1):
+        a, b = tape.operand(op, 0), tape.operand(op, 1)
+        if n.tb:
+            nest, reads = Gemm(n.B, n.N, n.K, n.M, ta=True, tb=n.ta), (gc, a)
+        else:
+            nest, reads = Gemm(n.B, n.K, n.N, n.M, ta=not n.ta), (a, gc)
+        tape.give(op, 1, tape.emit(op.layer, nest, reads, _full(b, n.B, n.N, n.K), b.tensor))
+
+
+def _full(operand: Array, batch: int, rows: int, columns: int) -> tuple[int, ...]:
+    """The shape of a gradient that a batched product computes: per batch even if the operand is shared."""
+    whole = batch * rows * columns == operand.elements and len(operand.shape) > 1
+    return operand.shape if whole else (batch, rows, columns)[batch == 1 :]
+
+
+def _elementwise(tape: Tape, op: Op) -> None:
+    gy = tape.gradient(op.writes[0])
+    if gy is None:
+        return
+    function = cast(Elementwise, op.nest).function
+    if function in _OF_SEVERAL:
+        _OF_SEVERAL[function](tape, op, gy)
+    elif function == "add":
+        for i in range(len(op.reads)):
+            tape.give(op, i, gy)
+    elif len(op.reads) == 1 and function in ELEMENTWISE:
+        saves = ELEMENTWISE[function]
+        if saves is not None:
+            reads = {"x": (tape.operand(op, 0),), "y": (tape.result(op),), "": ()}[saves]
+            _pointwise(tape, op, 0, (gy, *reads))
+    elif tape.approximate:
+        for i in range(len(op.reads)):
+            _pointwise(tape, op, i, (gy, *(tape.operand(op, j) for j in range(len(op.reads)))))
+    else:
+        known = (*ELEMENTWISE, *_OF_SEVERAL, "add")
+        raise CaptureError(f"{op.name}: no reverse rule for the elementwise function {function!r} of "
+                           f"{len(op.reads)} operand(s){did_you_mean(function, known)}.")  # fmt: skip
+
+
+def _pointwise(tape: Tape, op: Op, index: int, reads: tuple[Array, ...]) -> None:
+    """One pass over the elements of the result gives the gradient of operand ``index``."""
+    if tape.needs(op, index):
+        nest = cast(Elementwise, op.nest)
+        of = tape.operand(op, index).tensor
+        backward = Elementwise(f"{nest.function}_backward", nest.elements)
+        tape.give(op, index, tape.emit(op.layer, backward, reads, reads[0].shape, of))
+
+
+def _sub(tape: Tape, op: Op, gy: Array) -> None:
+    tape.give(op, 0, gy)
+    _pointwise(tape, op, 1, (gy,))
+
+
+def _mul(tape: Tape, op: Op, gy: Array) -> None:
+    if len(op.reads) == 1:
+        _pointwise(tape, op, 0, (gy,))
+    else:
+        _pointwise(tape, op, 0, (gy, tape.operand(op, 1)))
+        _pointwise(tape, op, 1, (gy, tape.operand(op, 0)))
+
+
+def _div(tape: Tape, op: Op, gy: Array) -> None:
+    if len(op.reads) == 1:
+        _pointwise(tape, op, 0, (gy,))
+    else:
+        _pointwise(tape, op, 0, (gy, tape.operand(op, 1)))
+        _pointwise(tape, op, 1, (gy, tape.operand(op, 0), tape.operand(op, 1)))
+
+
+def _select(tape: Tape, op: Op, gy: Array) -> None:
+    """max, min and pow read both operands again."""
+    for i in range(len(op.reads)):
+        _pointwise(tape, op, i, (gy, *(tape.operand(op, j) for j in range(len(op.reads)))))
+
+
+def _where(tape: Tape, op: Op, gy: Array) -> None:
+    for i in (1, 2):
+        _pointwise(tape, op, i, (gy, tape.operand(op, 0)))
+
+
+_OF_SEVERAL: Mapping[str, Callable[[Tape, Op, Array], None]] = MappingProxyType({
+    "sub": _sub, "mul": _mul, "div": _div, "max": _select, "min": _select, "prelu": _select, "where": _where,
+})  # fmt: skip
+
+
+def _norm(tape: Tape, op: Op) -> None:
+    gy = tape.gradient(op.writes[0])
+    if gy is None:
+        return
+    labels = ("gx", "gweight", "gbias")
+    wanted = [i for i in range(3) if tape.needs(op, i)]
+    operands = [tape.operand(op, i) for i in wanted]
+    statistics = (tape.result(op, i) for i in range(1, min(3, len(op.writes))))
+    weight = (tape.operand(op, 1),) if tape.needs(op, 1) else ()
+    reads = (gy, tape.operand(op, 0), *statistics, *weight)
+    writes = [(labels[i], o.shape, o.tensor) for i, o in zip(wanted, operands, strict=True)]
+    for i, gradient in zip(
+        wanted, tape.emit_many(op.layer, op.nest, reads, writes, "backward_data"), strict=True
+    ):
+        tape.give(op, i, gradient)
+
+
+def _pool(tape: Tape, op: Op) -> None:
+    gy = tape.gradient(op.writes[0])
+    if gy is None:
+        return
+    nest = cast(Pool, op.nest)
+    x = tape.operand(op, 0)
+    indices = (tape.result(op, 1),) if nest.function == "max" else ()
+    tape.give(op, 0, tape.emit(op.layer, nest, (gy, *indices), x.shape, x.tensor))
+
+
+def _reduce(tape: Tape, op: Op) -> None:
+    gy = tape.gradient(op.writes[0])
+    if gy is None:
+        return
+    nest = cast(Reduce, op.nest)
+    x = tape.operand(op, 0)
+    if nest.function not in ("sum", "mean"):
+        raise CaptureError(
+            f"{op.name}: no reverse rule for the reduction {nest.function!r}; sum and mean have one."
+        )
+    if nest.function == "mean":
+        gy = tape.emit(op.layer, Elementwise("mean_backward", x.elements), (gy,), x.shape, x.tensor)
+    tape.give(op, 0, gy.view(*x.shape))  # of a sum: the same value for every summand
+
+
+def _softmax(tape: Tape, op: Op) -> None:
+    gy = tape.gradient(op.writes[0])
+    if gy is not None:
+        x = tape.operand(op, 0)
+        tape.give(
+            op, 0, tape.emit(op.layer, cast(Softmax, op.nest), (gy, tape.result(op)), x.shape, x.tensor)
+        )
+
+
+def _loss(tape: Tape, op: Op) -> None:
+    nest = cast(Loss, op.nest)
+    x = tape.operand(op, 0)
+    # Cross-entropy keeps its log-probabilities; other losses look at the prediction again.
+    kept = tape.result(op, 1) if len(op.writes) > 1 else x
+    tape.give(op, 0, tape.emit(op.layer, nest, (kept, tape.operand(op, 1)), x.shape, x.tensor))
+
+
+def _gather(tape: Tape, op: Op) -> None:
+    gy = tape.gradient(op.writes[0])
+    if gy is not None and tape.needs(op, 0):
+        nest = cast(Gather, op.nest)
+        table = tape.tensors[op.reads[0]]
+        scatter = Scatter(nest.rows, nest.width)
+        gradient = tape.emit(op.layer, scatter, (gy, tape.operand(op, 1)), table.shape, table.name)
+        tape.give_tensor(op, table.name, gradient)
+
+
+def _copy(tape: Tape, op: Op) -> None:
+    gy = tape.gradient(op.writes[0])
+    if gy is None:
+        return
+    nest = cast(Copy, op.nest)
+    operands = tape.operands(op)
+    x = operands[0]
+    if nest.function in ("cat", "stack"):
+        _joined(tape, op, gy, operands)
+    elif nest.function == "pad":
+        inner = _inner(tape, x, gy.shape)
+        tape.give(op, 0, tape.emit(op.layer, Copy("pad", x.elements), (gy.view(*inner),), inner, x.tensor))
+    elif nest.elements > x.elements:
+        tape.give(op, 0, gy)  # repeated: summed on the way
+    elif len(x.shape) == 1 or x.shape == gy.shape:
+        tape.give(op, 0, gy)  # another layout of the same array: any layout of the gradient will do
+    else:
+        tape.give(op, 0, tape.emit(op.layer, nest, (gy,), x.shape, x.tensor))
+
+
+def _joined(tape: Tape, op: Op, gy: Array, operands: tuple[Array, ...]) -> None:
+    """The gradient of a piece is a view. A parameter (a class token) stands in it once per sample."""
+    own = [tape.tensors[x.tensor].role == "param" for x in operands]
+    once = sum(x.elements for x, is_own in zip(operands, own, strict=True) if not is_own)
+    shared = sum(x.elements for x in operands) - once
+    for i, x in enumerate(operands):
+        repeats = (gy.elements - once) // shared if own[i] else 1
+        tape.give(op, i, gy.view(*x.shape) if repeats == 1 else gy.view(repeats, *x.shape))
+
+
+def _inner(tape: Tape, x: Array, padded: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what was padded: that of the operand, or of the slice of it that was read."""
+    source = tape.tensors[x.tensor].shape
+    cut = tuple(map(min, source, padded))
+    return cut if len(source) == len(padded) and prod(cut) == x.elements else x.shape
+
+
+def _cell(tape: Tape, op: Op) -> None:
+    gradients = [g for name in op.writes for g in tape.given(name)]  # the cell adds them up
+    if not gradients:
+        return
+    nest = cast(Cell, op.nest)
+    first, second, state = (tape.operand(op, i) for i in range(3))
+    kept = tuple(tape.result(op, i) for i in range(2 if nest.function == "lstm" else 1, len(op.writes)))
+    if nest.function == "lstm":  # both products get the gradient of their sum
+        labels, reads = {0: "gx", 2: "gc"}, (*gradients, state, *kept)
+    else:
+        labels, reads = {0: "gx", 1: "gh", 2: "gstate"}, (*gradients, second, state, *kept)
+    wanted = [i for i in labels if tape.needs(op, i)]
+    operands = [(first, second, state)[i] for i in wanted]
+    writes = [(labels[i], o.shape, o.tensor) for i, o in zip(wanted, operands, strict=True)]
+    written = tape.emit_many(op.layer, nest, reads, writes, "backward_data")
+    for i, gradient in zip(wanted, written, strict=True):
+        tape.give(op, i, gradient)
+    if nest.function == "lstm":
+        tape.give(op, 1, written[0])
+
+
+def _none(tape: Tape, op: Op) -> None:
+    """Random values and barriers have no gradient."""
+
+
+RULES: Mapping[str, Callable[[Tape, Op], None]] = MappingProxyType({
+    "conv": _conv, "gemm": _gemm, "elementwise": _elementwise, "norm": _norm, "pool": _pool,
+    "reduce": _reduce, "softmax": _softmax, "loss": _loss, "gather": _gather, "copy": _copy, "cell": _cell,
+    "rng": _none, "sync": _none,
+})  # fmt: skip

@@ -1,0 +1,114 @@
+"""Elementwise functions that ride on the store of the op before them.
+
+    conv -> y -> (DRAM) -> relu -> z     becomes     conv -> y -> relu -> z
+
+The intermediate ``y`` never reaches DRAM: its producer does not store it and its consumer does not load it. A
+consumer rides if *all* of this holds:
+
+1. It is an elementwise op whose function the hardware lists in ``vector.fuses``.
+2. Its host, the op that rides are taken on, is the last op that writes something it reads, and a convolution,
+gemm, norm
+   or elementwise op. All else that it reads or waits for is there before the host begins.
+3. It reads the whole intermediate once, element by element; nobody else reads it, now or in backward, and it
+is an
+   activation or a gradient (never a result of the step).
+4. Both stand under the same gate, and neither is left to the host CPU.
+
+Since an intermediate has one reader, an op carries at most one rider; a rider may carry the next one, so that
+conv -> add -> relu is one chain. Ops are looked at in trace order; no choice is ever made between two
+fusions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from jouletrace.hardware.spec import Hardware
+from jouletrace.trace.model import Elementwise, Op, Trace
+
+__all__ = ["HOSTS", "NO_FUSION", "FusionPlan", "plan_fusion"]
+
+HOSTS = ("conv", "gemm", "norm", "elementwise")
+
+
+@dataclass(frozen=True, slots=True)
+class FusionPlan:
+    """Which ops ride on which, and so which transfers every mapping function leaves out.
+
+    ``hosts``: op -> the op that it rides on. ``on_chip_reads`` and ``on_chip_writes``: (op, tensor).
+    ``misses``: for each op that could ride by its function, why it does not.
+    """
+
+    hosts: Mapping[str, str]
+    on_chip_reads: frozenset[tuple[str, str]]
+    on_chip_writes: frozenset[tuple[str, str]]
+    misses: Mapping[str, str]
+
+    def reads_dram(self, op: str, tensor: str) -> bool:
+        """Whether this operand is to be loaded."""
+        return (op, tensor) not in self.on_chip_reads
+
+    def writes_dram(self, op: str, tensor: str) -> bool:
+        """Whether this result is to be stored."""
+        return (op, tensor) not in self.on_chip_writes
+
+
+NO_FUSION = FusionPlan(MappingProxyType({}), frozenset(), frozenset(), MappingProxyType({}))
+
+
+def plan_fusion(trace: Trace, hardware: Hardware) -> FusionPlan:
+    """Everything that rides, by the rules above.
+
+    The plan depends on the trace and on ``vector.fuses`` and ``host.kinds`` of the hardware only.
+    """
+    position = {op.name: i for i, op in enumerate(trace.ops)}
+    hosts: dict[str, str] = {}
+    reads: set[tuple[str, str]] = set()
+    writes: set[tuple[str, str]] = set()
+    misses: dict[str, str] = {}
+    for op in trace.ops:
+        if not isinstance(op.nest, Elementwise) or op.nest.function not in hardware.vector.fuses:
+            continue
+        host = _last_writer(op, trace, position)
+        if host is None:
+            misses[op.name] = "nothing that it reads is written in this step"
+            continue
+        between = [name for name in op.reads if trace.writer.get(name) is host]
+        if miss := _miss(op, host, between, trace, hardware, position):
+            misses[op.name] = miss
+            continue
+        hosts[op.name] = host.name
+        reads.add((op.name, between[0]))
+        writes.add((host.name, between[0]))
+    return FusionPlan(MappingProxyType(hosts), frozenset(reads), frozenset(writes), MappingProxyType(misses))
+
+
+def _last_writer(op: Op, trace: Trace, position: Mapping[str, int]) -> Op | None:
+    writers = [trace.writer[name] for name in op.reads if name in trace.writer]
+    return max(writers, key=lambda writer: position[writer.name], default=None)
+
+
+def _miss(
+    op: Op, host: Op, between: list[str], trace: Trace, hardware: Hardware, position: Mapping[str, int]
+) -> str:
+    """Why ``op`` cannot ride on ``host``, or nothing."""
+    name = between[0]
+    tensor, touched = trace.tensor[name], trace.elements_read(op)[op.reads.index(name)]
+    written = [trace.tensor[result].elements for result in op.writes]
+    others = [reader.name for reader in trace.readers[name] if reader is not op]
+    software = () if hardware.host is None else hardware.host.kinds
+    late = [waited for waited in op.after if position[waited] > position[host.name]]
+    rules = (
+        (host.kind not in HOSTS, f"{host.name} is of kind {host.kind}; which carries no rider"),
+        (host.kind in software or op.kind in software, f"it or {host.name} is left to the host CPU"),
+        (len(between) > 1, f"it reads {len(between)} results of {host.name}"),
+        (bool(others), f"{name} is also read by {', '.join(others)}"),
+        (tensor.saved, f"{name} is saved for backward"),
+        (tensor.role not in ("activation", "gradient"), f"{name} has the role {tensor.role}, which stays"),
+        (any(n != touched for n in (tensor.elements, *written)), f"it does not read {name} one to one"),
+        (bool(late), f"it waits for {', '.join(late)}, after {host.name}"),
+        (op.gate != host.gate, f"it and {host.name} stand under different gates"),
+    )
+    return next((reason for broken, reason in rules if broken), "")

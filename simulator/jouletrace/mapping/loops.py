@@ -1,0 +1,112 @@
+"""A convolution or matrix product as the loops that a channel-parallel array runs.
+
+All three roles of a convolution, and gemm, become one shape: an output map of ``out_channels`` × ``rows`` ×
+``columns``, reduced over ``in_channels`` and the kernel's ``taps`` (backward-weight reduces over the map instead and
+keeps a kernel per channel pair). Roles and symbols follow Zhang et al., FPGA 2015, and EF-Train (arXiv 2202.10935).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jouletrace.errors import MappingError
+from jouletrace.hardware.spec import ChannelParallel, Hardware
+from jouletrace.mapping.transfer import ceil_div
+from jouletrace.trace.model import Conv, Gemm, Op, Trace
+
+__all__ = ["Loops", "loops"]
+
+
+@dataclass(frozen=True, slots=True)
+class Loops:
+    """One op on a channel-parallel array.
+
+    ``groups`` independent problems (after packing: small groups share one tile block-diagonally, ``packed`` of
+    them); ``images`` maps each. ``out_channels`` and ``in_channels`` are per packed group. For role ``weight`` they
+    are the two channel dimensions of the kernel, and ``rows`` × ``columns`` the map that is reduced over.
+
+    ``step``: rows of the input map per row of the output map, as (numerator, denominator): (s, 1) for a stride s,
+    (1, s) for its backward-data. ``work_rows``, ``work_columns``: rows and columns that the array really runs through
+    for a whole map (zero insertion runs through all; gathering only through the taps that exist).
+    """
+
+    role: Literal["forward", "backward_data", "backward_weight"]
+    groups: int
+    packed: int
+    images: int
+    out_channels: int
+    in_channels: int
+    rows: int
+    columns: int
+    kernel: tuple[int, int]
+    span: tuple[int, int]
+    step: tuple[tuple[int, int], tuple[int, int]]
+    map_rows: int
+    map_columns: int
+    work_rows: int
+    work_columns: int
+    passes: int
+    macs: int
+    bits: tuple[int, int, int]
+    roles: tuple[str, str, str]
+    unpadded_input: bool
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    @property
+    def weight_words(self) -> int:
+        """Kernel values per (output channel, input channel) pair that are really there.
+
+        Block-diagonal packing leaves zeros between the groups; they are never transferred.
+        """
+        return self.taps
+
+    def input_rows(self, tile_rows: int) -> int:
+        """Rows of the input map under ``tile_rows`` rows of the output map, halo included."""
+        return _under(tile_rows, self.span[0], self.step[0])
+
+    def input_columns(self, tile_columns: int) -> int:
+        return _under(tile_columns, self.span[1], self.step[1])
+
+
+def _under(tile: int, span: int, step: tuple[int, int]) -> int:
+    numerator, denominator = step
+    return ((tile - 1) * numerator + span - 1) // denominator + 1
+
+
+def loops(op: Op, trace: Trace, hardware: Hardware) -> Loops:
+    """The loops of a conv or gemm op; ``MappingError`` for any other kind."""
+    array = hardware.array
+    assert isinstance(array, ChannelParallel)
+    first, second = trace.tensor[op.reads[0]], trace.tensor[op.reads[1]]
+    out = trace.tensor[op.writes[0]]
+    passes = hardware.passes(first.bits, second.bits)
+    if isinstance(op.nest, Gemm):
+        g = op.nest
+        return Loops(
+            "forward", g.B, 1, 1, g.N, g.K, g.M, 1, (1, 1), (1, 1), ((1, 1), (1, 1)), g.M, 1, g.M, 1, passes,
+            g.macs, (first.bits, second.bits, out.bits), (first.role, second.role, out.role), False,
+        )  # fmt: skip
+    if not isinstance(op.nest, Conv):
+        raise MappingError(f"op {op.name!r} of kind {op.kind!r} is no convolution or matrix product")
+    c = op.nest
+    pack = max(1, min(c.G, array.out_channels // max(c.K, 1), array.in_channels // max(c.C, 1)))
+    groups = ceil_div(c.G, pack)
+    span = ((c.R - 1) * c.dilation[0] + 1, (c.S - 1) * c.dilation[1] + 1)
+    if c.role == "backward_data":
+        zero = array.schedule.strided_backward_data == "zero_insertion"
+        return Loops(
+            "backward_data", groups, pack, c.N, pack * c.C, pack * c.K, c.IY, c.IX, (c.R, c.S), span,
+            ((1, c.stride[0]), (1, c.stride[1])), c.OY, c.OX,
+            max(c.IY, c.OY) if zero else c.OY, max(c.IX, c.OX) if zero else c.OX, passes, c.macs,
+            (first.bits, second.bits, out.bits), (first.role, second.role, out.role), False,
+        )  # fmt: skip
+    x, w = (first, second) if c.role == "forward" else (second, first)
+    return Loops(
+        c.role, groups, pack, c.N, pack * c.K, pack * c.C, c.OY, c.OX, (c.R, c.S), span,
+        ((c.stride[0], 1), (c.stride[1], 1)), c.IY, c.IX, c.OY, c.OX, passes, c.macs,
+        (x.bits, w.bits, out.bits), (x.role, w.role, out.role), x.role == "input",
+    )  # fmt: skip

@@ -1,0 +1,229 @@
+"""The Program: what the accelerator's engines are told to do, as one frozen value.
+
+A program is a sequence of commands. Every engine (a DMA stream, the DRAM port, the PE array, the
+vector unit, the host, the sequencer) executes its commands in program order. A command
+
+* holds one or more engines, each for an integer number of cycles, from one common start;
+* starts when all its engines are free and at this command, the credits that it takes are there, and
+  the ops named by ``after`` have ended;
+* ends when its longest hold ends, and then gives its credits.
+
+Credits are how buffers and hand-shakes are written down: a load takes one credit of ``ifm.free`` and
+gives one of ``ifm.full``. A pool has one taking and one giving engine, so with a fixed order the k-th
+take waits for one known give: the program is a max-plus linear system, and every engine that respects
+it finds the same cycles.
+
+Real steps repeat few distinct commands very often, so distinct commands are stored once and the
+sequence is an array of indices into them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jouletrace.trace.model import Phase
+
+__all__ = ["Action", "Command", "Engine", "EngineKind", "OpInfo", "Pool", "Port", "Program", "ProgramBuilder"]
+
+# (component, action, tensor role); the role is "" where no tensor is meant
+Action = tuple[str, str, str]
+EngineKind = Literal["dma", "dram", "array", "vector", "host", "control"]
+Sequence32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    name: str
+    kind: EngineKind
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Credits that one engine takes and one engine gives.
+
+    ``buffer`` names the buffer whose free slots these credits are (its fill is ``credits`` minus what
+    is left), or is empty for hand-shakes.
+    """
+
+    name: str
+    credits: int
+    buffer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One distinct command of one op.
+
+    ``holds`` are (engine index, cycles), the driving engine first. ``takes`` and ``gives`` are (pool
+    index, credits). ``start_cycles`` is the part of the hold that is a start cost (address
+    discontinuity, row miss), for the report. ``after`` are indices of ops. ``counts`` are the accesses
+    that the command makes.
+    """
+
+    op: int
+    name: str
+    holds: tuple[tuple[int, int], ...]
+    takes: tuple[tuple[int, int], ...] = ()
+    gives: tuple[tuple[int, int], ...] = ()
+    after: tuple[int, ...] = ()
+    start_cycles: int = 0
+    counts: tuple[tuple[Action, int], ...] = ()
+
+    @property
+    def cycles(self) -> int:
+        return max((cycles for _, cycles in self.holds), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class OpInfo:
+    """What the report needs to know of an op."""
+
+    name: str
+    layer: str
+    phase: Phase
+    kind: str
+    macs: int
+    tiles: int = 0
+    bound_hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """How streams share the DRAM port.
+
+    ``program_order``: commands hold the port engine like any other, in program order (also used where
+    every stream has a fixed share, and so no command holds the port). ``round_robin``: a command's hold
+    of ``engine`` is served in grants of ``grant_cycles``, to the waiting streams in turn; only the
+    events engine can do that, and program order is not kept on the port.
+    """
+
+    arbitration: Literal["program_order", "round_robin"] = "program_order"
+    engine: int = -1
+    grant_cycles: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Commands in program order, with everything needed to execute and report them."""
+
+    hardware: str
+    engines: tuple[Engine, ...]
+    pools: tuple[Pool, ...]
+    ops: tuple[OpInfo, ...]
+    commands: tuple[Command, ...]
+    sequence: Sequence32
+    port: Port = Port()
+
+    @property
+    def tiles(self) -> int:
+        """Load-compute-store groups of all ops."""
+        return sum(op.tiles for op in self.ops)
+
+    @cached_property
+    def repeats(self) -> NDArray[np.int64]:
+        """How often each distinct command stands in the sequence."""
+        return np.bincount(self.sequence, minlength=len(self.commands)).astype(np.int64)
+
+
+class ProgramBuilder:
+    """Collects engines, pools and commands; the only mutable thing in the mapping.
+
+    >>> builder = ProgramBuilder("toy")
+    >>> dma, pe = builder.engine("dma", "dma"), builder.engine("pe", "array")
+    >>> free, full = builder.pool("x.free", 2, buffer="x"), builder.pool("x.full", 0)
+    >>> with builder.op(OpInfo("conv:forward", "conv", "forward", "conv", macs=9)):
+    ...     load = builder.command("load", [(dma, 5)], takes=[(free, 1)], gives=[(full, 1)])
+    ...     compute = builder.command("compute", [(pe, 9)], takes=[(full, 1)], gives=[(free, 1)])
+    ...     builder.emit([load, compute], times=3)
+    >>> builder.build().sequence.tolist()
+    [0, 1, 0, 1, 0, 1]
+    """
+
+    def __init__(self, hardware: str) -> None:
+        self._hardware = hardware
+        self._engines: dict[str, tuple[int, Engine]] = {}
+        self._pools: dict[str, tuple[int, Pool]] = {}
+        self._ops: list[OpInfo] = []
+        self._commands: dict[Command, int] = {}
+        self._sequence: list[Sequence32] = []
+        self._emitted = 0
+        self._after: tuple[int, ...] = ()
+
+    def engine(self, name: str, kind: EngineKind) -> int:
+        """The index of the engine of this name, made on first use."""
+        return self._engines.setdefault(name, (len(self._engines), Engine(name, kind)))[0]
+
+    def pool(self, name: str, credits: int, buffer: str = "") -> int:
+        """The index of the pool of this name, made on first use."""
+        return self._pools.setdefault(name, (len(self._pools), Pool(name, credits, buffer)))[0]
+
+    @property
+    def emitted(self) -> int:
+        """Commands in the sequence so far."""
+        return self._emitted
+
+    @property
+    def op_index(self) -> int:
+        """The op that is being mapped."""
+        return len(self._ops) - 1
+
+    @contextmanager
+    def op(self, info: OpInfo, after: Iterable[int] = ()) -> Iterator[int]:
+        """Opens an op: commands made inside belong to it, and none starts before ``after`` have ended."""
+        self._ops.append(info)
+        self._after = tuple(sorted(set(after)))
+        yield self.op_index
+        self._after = ()
+
+    def set_tiles(self, tiles: int) -> None:
+        """States the number of load-compute-store groups of the current op."""
+        from dataclasses import replace
+
+        self._ops[-1] = replace(self._ops[-1], tiles=tiles)
+
+    def command(
+        self,
+        name: str,
+        holds: Iterable[tuple[int, int]],
+        takes: Iterable[tuple[int, int]] = (),
+        gives: Iterable[tuple[int, int]] = (),
+        start_cycles: int = 0,
+        counts: Iterable[tuple[Action, int]] = (),
+    ) -> int:
+        """The index of a command of the current op; equal commands are stored once."""
+        command = Command(
+            self.op_index, name, tuple(holds), tuple(takes), tuple(gives), self._after, start_cycles,
+            tuple((action, n) for action, n in counts if n),
+        )  # fmt: skip
+        return self._commands.setdefault(command, len(self._commands))
+
+    def emit(self, commands: Iterable[int] | Sequence32, times: int = 1) -> None:
+        """Appends commands to the program, the whole list ``times`` times."""
+        chunk = np.asarray(
+            commands if isinstance(commands, np.ndarray) else list(commands), dtype=np.int32
+        )
+        self._sequence.append(np.tile(chunk, times) if times != 1 else chunk)
+        self._emitted += len(chunk) * times
+
+    def build(self, port: Port | None = None) -> Program:
+        """The finished, frozen program."""
+        sequence = (
+            np.concatenate(self._sequence) if self._sequence else np.zeros(0, dtype=np.int32)
+        )
+        sequence.setflags(write=False)
+        return Program(
+            self._hardware,
+            tuple(engine for _, engine in self._engines.values()),
+            tuple(pool for _, pool in self._pools.values()),
+            tuple(self._ops),
+            tuple(self._commands),
+            sequence,
+            port or Port(),
+        )

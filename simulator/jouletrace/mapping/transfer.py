@@ -1,0 +1,141 @@
+"""Moving bytes between DRAM and a buffer: how long it takes, and what it accesses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypeVar
+
+from jouletrace.errors import MappingError, did_you_mean
+from jouletrace.hardware.spec import Buffer, Hardware, Stream
+from jouletrace.mapping.program import Action, Port, ProgramBuilder
+
+__all__ = ["Memory", "Transfer", "ceil_div"]
+
+T = TypeVar("T")
+
+
+def ceil_div(a: int, b: int) -> int:
+    """
+    >>> ceil_div(7, 2)
+    4
+    """
+    return -(-a // b)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """One contiguous transfer on one stream: ``words`` elements of ``bits`` each.
+
+    ``opens`` and ``closes`` say whether a contiguous run of transfers begins or ends here; a stream that
+    restarts at every transfer ignores them.
+    """
+
+    stream: str
+    buffer: str
+    write: bool
+    role: str
+    words: int
+    bits: int
+    opens: bool = True
+    closes: bool = True
+
+
+class Memory:
+    """The DMA streams and the DRAM port of one hardware, as commands of one program."""
+
+    def __init__(self, hardware: Hardware, builder: ProgramBuilder) -> None:
+        self.hardware = hardware
+        self.builder = builder
+        dram = hardware.dram
+        self._bytes_per_cycle = (
+            Fraction(dram.bandwidth_bytes_per_second) * dram.efficiency / hardware.clock_hz
+        )
+        self._shared = dram.port != "stream_share"
+        if self._shared:
+            self.port_engine = builder.engine("dram port", "dram")
+
+    def stream(self, name: str) -> Stream:
+        return _named(self.hardware, "streams", name, self.hardware.streams)
+
+    def buffer(self, name: str) -> Buffer:
+        return _named(self.hardware, "buffers", name, self.hardware.buffers)
+
+    def stream_engine(self, name: str) -> int:
+        """The engine of a DMA stream."""
+        return self.builder.engine(f"dma {name}", "dma")
+
+    def port(self) -> Port:
+        """How this hardware's streams share the DRAM port."""
+        dram = self.hardware.dram
+        if dram.port != "round_robin":
+            return Port()
+        return Port("round_robin", self.port_engine, self._port_cycles(dram.grant_bytes))
+
+    def start_cycles(self, transfer: Transfer) -> int:
+        """Start cost of a transfer: at each one, or where a contiguous run opens or closes."""
+        stream = self.stream(transfer.stream)
+        if stream.restarts == "transfer":
+            return stream.start_cycles
+        paid = transfer.opens if stream.start_paid_at == "open" else transfer.closes
+        return stream.start_cycles if paid else 0
+
+    def cycles(self, transfer: Transfer) -> int:
+        """Cycles for which the stream is held, start cost included."""
+        return self.start_cycles(transfer) + self._stream_cycles(transfer)
+
+    def command(
+        self,
+        name: str,
+        transfer: Transfer,
+        takes: Iterable[tuple[int, int]] = (),
+        gives: Iterable[tuple[int, int]] = (),
+    ) -> int:
+        """The index of the command that makes this transfer."""
+        start = self.start_cycles(transfer)
+        holds = [(self.stream_engine(transfer.stream), start + self._stream_cycles(transfer))]
+        if self._shared:
+            holds.append((self.port_engine, self._port_cycles(self._size_bytes(transfer))))
+        return self.builder.command(name, holds, takes, gives, start, self.counts(transfer))
+
+    def counts(self, transfer: Transfer) -> list[tuple[Action, int]]:
+        """Accesses of a transfer: DRAM bytes, row activations, and words of the buffer."""
+        size_bytes, role = self._size_bytes(transfer), transfer.role
+        rows = ceil_div(size_bytes, self.hardware.dram.row_bytes)
+        words = ceil_div(transfer.words * self._bits(transfer), self.buffer(transfer.buffer).word_bits)
+        dram, buffer = ("write", "read") if transfer.write else ("read", "write")
+        return [
+            (("dram", dram, role), size_bytes),
+            (("dram", "activate", role), rows),
+            ((f"buffer.{transfer.buffer}", buffer, role), words),
+        ]
+
+    def _bits(self, transfer: Transfer) -> int:
+        return self.hardware.storage_bits(transfer.bits)
+
+    def _size_bytes(self, transfer: Transfer) -> int:
+        return ceil_div(transfer.words * self._bits(transfer), 8)
+
+    def _stream_cycles(self, transfer: Transfer) -> int:
+        width = ceil_div(transfer.words * self._bits(transfer), self.stream(transfer.stream).width_bits)
+        if self._shared:
+            return width
+        share = self._bytes_per_cycle / len(self.hardware.streams)
+        return max(width, _ceil(Fraction(self._size_bytes(transfer)) / share))
+
+    def _port_cycles(self, size_bytes: int) -> int:
+        return _ceil(Fraction(size_bytes) / self._bytes_per_cycle)
+
+
+def _ceil(value: Fraction) -> int:
+    return -(-value.numerator // value.denominator)
+
+
+def _named(hardware: Hardware, what: str, name: str, known: dict[str, T]) -> T:
+    if name not in known:
+        raise MappingError(
+            f"hardware {hardware.name!r} has no {what} entry {name!r}, which its mapping needs"
+            f"{did_you_mean(name, list(known))}; add {what}.{name} to the spec"
+        )
+    return known[name]

@@ -1,0 +1,282 @@
+"""Vector work as commands: operands stream through the vector unit chunk by chunk.
+
+One sweep (:mod:`jouletrace.mapping.sweeps`) of three chunks, two copies of the buffer::
+
+    vector.load   [x0][x1][x2]
+    vector            [0] [1] [2]
+    vector.store         [y0] [y1] [y2]
+
+A *chunk* has as many elements as ``vector.chunk`` holds of the longest operand, fewer if one copy of
+``buffers.vector`` is too small for a chunk of every operand and result; the last chunk is smaller. Operands
+shorter than the longest (weights of a norm, labels) are loaded with the first chunks, short results
+(statistics, sums) stored with the last; only where all advance in step (pools, cells) they are spread in
+proportion.
+
+A copy of the buffer is taken (``vector.free``) by the first load of a chunk and given back when computing has
+read it; results have their own hand-shake (``vector.out.free``, ``vector.out.full``), so that storing one
+chunk, computing the next and loading the one after overlap. Loads run ahead by one copy less than there are.
+
+Computing takes one cycle for every ``lanes`` primitive operations (the unit is pipelined: each primitive
+takes one slot), and at least one slot per element that passes. A stream starts anew whenever it changes
+operand, and for every row of a gather or scatter.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from jouletrace.errors import MappingError
+from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.fusion import NO_FUSION, FusionPlan
+from jouletrace.mapping.program import Action
+from jouletrace.mapping.sweeps import Operand, Sweep, operands, sweeps
+from jouletrace.mapping.transfer import Memory, Transfer, ceil_div
+from jouletrace.trace.model import Op, Trace
+from jouletrace.units import show_bytes
+
+__all__ = ["chunk_elements", "map_host", "map_vector"]
+
+BUFFER = "vector"
+
+
+def map_vector(
+    op: Op, trace: Trace, hardware: Hardware, memory: Memory, fusion: FusionPlan = NO_FUSION
+) -> int:
+    """Maps one op into the open builder op; returns its tiles (chunks of all sweeps).
+
+    Operands and results that ``fusion`` keeps on chip are computed on and not moved. Kinds that the hardware
+    leaves to its host go there. An op without work (``sync``) becomes one command of no cycles, so that
+    others can wait for it.
+
+    Raises MappingError for unknown functions, for kinds that need the array, and if not even one element of
+    every operand fits ``buffers.vector``.
+    """
+    if hardware.host is not None and op.kind in hardware.host.kinds:
+        return map_host(op, trace, hardware, memory)
+    chunk = chunk_elements(op, (*op.reads, *op.writes), trace, hardware)
+    planned = [sweep for sweep in sweeps(op, trace, chunk) if sweep.longest]
+    if not planned:
+        sequencer = memory.builder.engine("sequencer", "control")
+        memory.builder.emit([memory.builder.command(op.kind, [(sequencer, 0)])])
+        return 0
+    tiles = 0
+    for i, sweep in enumerate(planned):
+        signals = any(later.after_stores for later in planned[i + 1 : i + 2])
+        tiles += _Stage(op, trace, memory, fusion, sweep, signals).emit()
+    return tiles
+
+
+def map_host(op: Op, trace: Trace, hardware: Hardware, memory: Memory) -> int:
+    """Maps any op onto the host CPU: cycles per element of its longest operand, or per MAC.
+
+    The host's cycles include its memory accesses, so it holds no stream and no port; the DRAM traffic is
+    counted, each operand once.
+    """
+    host = hardware.host
+    if host is None:
+        raise MappingError(
+            f"op {op.name!r} cannot run on a host: hardware {hardware.name!r} has none; add host to the spec"
+        )
+    loads, stores = operands(op, trace)
+    elements = op.macs or max((o.words for o in (*loads, *stores)), default=0)
+    host_cycles = elements * host.cycles_per_element * hardware.clock_hz / host.clock_hz
+    counts: list[tuple[Action, int]] = [(("host", "element", ""), elements)]
+    for write, moved in ((False, loads), (True, stores)):
+        for operand in moved:
+            tensor = trace.tensor[operand.tensor]
+            transfer = Transfer("", BUFFER, write, tensor.role, operand.words, tensor.bits)
+            counts += [(action, n) for action, n in memory.counts(transfer) if action[0] == "dram"]
+    engine = memory.builder.engine("host", "host")
+    cycles = ceil_div(host_cycles.numerator, host_cycles.denominator)
+    memory.builder.emit([memory.builder.command("host", [(engine, cycles)], counts=counts)])
+    return 1
+
+
+def chunk_elements(op: Op, names: Sequence[str], trace: Trace, hardware: Hardware) -> int:
+    """Elements of one chunk of ``op`` when it streams the tensors ``names``.
+
+    Raises MappingError if one copy of ``buffers.vector`` cannot hold one element of each operand.
+    """
+    if not names:
+        return 1
+    if BUFFER not in hardware.buffers:
+        raise MappingError(
+            f"hardware {hardware.name!r} has no buffers.{BUFFER}, which {op.name!r} needs; add it to the spec"
+        )
+    tensors = [trace.tensor[name] for name in dict.fromkeys(names)]
+    bits = [hardware.storage_bits(t.bits) for t in tensors]
+    longest = max(t.elements for t in tensors)
+    widest = max(b for t, b in zip(tensors, bits, strict=True) if t.elements == longest)
+    limit = max(1, 8 * hardware.vector.chunk_bytes // widest)
+    capacity_bytes = hardware.buffers[BUFFER].size_bytes
+
+    def needed(chunk: int) -> int:
+        return sum(min(chunk, t.elements) * b for t, b in zip(tensors, bits, strict=True))
+
+    chunk = bisect_right(range(1, limit + 1), 8 * capacity_bytes, key=needed)
+    if not chunk:
+        raise MappingError(
+            f"op {op.name!r} streams {len(tensors)} operands and results, and buffers.{BUFFER} of hardware "
+            f"{hardware.name!r} ({show_bytes(capacity_bytes)}) is too small for one element of each; "
+            "make it larger"
+        )
+    return chunk
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """How a total is spread over chunks: ``each`` from chunk ``first`` on, until it is used up."""
+
+    total: int
+    each: int
+    first: int = 0
+
+    def at(self, chunk: int) -> int:
+        left = self.total - (chunk - self.first) * self.each
+        return max(0, min(self.each, left)) if chunk >= self.first else 0
+
+    @property
+    def changes(self) -> tuple[int, ...]:
+        """Chunks at which another amount than before may be due."""
+        if not self.total:
+            return ()
+        return self.first, self.first + self.total // self.each, self.first + ceil_div(self.total, self.each)
+
+
+Shares = Mapping[Operand, _Share]
+
+
+def _moving(shares: Shares, chunk: int) -> list[Operand]:
+    """The operands of which this chunk has something."""
+    return [operand for operand, share in shares.items() if share.at(chunk)]
+
+
+class _Stage:
+    """One sweep on its way into the program.
+
+    ``signals``: the next sweep loads what this one stores, and has to be told.
+    """
+
+    def __init__(
+        self, op: Op, trace: Trace, memory: Memory, fusion: FusionPlan, sweep: Sweep, signals: bool
+    ) -> None:
+        self.trace, self.memory, self.sweep, self.signals = trace, memory, sweep, signals
+        self.hardware, self.builder = memory.hardware, memory.builder
+        limit = chunk_elements(op, [o.tensor for o in (*sweep.loads, *sweep.stores)], trace, self.hardware)
+        self.chunk = limit // sweep.row * sweep.row if sweep.row <= limit else limit
+        self.chunks = ceil_div(sweep.longest, self.chunk)
+        # Short operands first and short results last: the stream of a long one is not interrupted.
+        loads = sorted(sweep.loads, key=lambda o: o.words)
+        stores = sorted(sweep.stores, key=lambda o: -o.words)
+        self.operands: Shares = {o: self._share(o.words) for o in loads}
+        self.results: Shares = {o: self._share(o.words, last=True) for o in stores}
+        self.loads = {o: s for o, s in self.operands.items() if fusion.reads_dram(op.name, o.tensor)}
+        self.stores = {o: s for o, s in self.results.items() if fusion.writes_dram(op.name, o.tensor)}
+        self.elements = self._in_proportion(sweep.elements)
+        self.sets = (
+            _Share(sweep.sets, sweep.sets, self.chunks - 1)
+            if sweep.sets <= self.chunk
+            else self._in_proportion(sweep.sets)
+        )
+
+    def emit(self) -> int:
+        """Writes the commands, equal chunks as few commands and a repetition; returns the chunks.
+
+        Step s loads chunk s + ahead, then computes and stores chunk s.
+        """
+        shares = (*self.operands.values(), *self.results.values(), self.elements, self.sets)
+        changes = {0, self.chunks}.union(*(share.changes for share in shares))
+        # A chunk beside a change may open or close a run, and so has a command of its own.
+        cuts = {c + d for c in changes for d in (-1, 0, 1) if 0 <= c + d <= self.chunks}
+        ahead = self.memory.buffer(BUFFER).copies - 1
+        for step, then in pairwise(sorted(cuts | {c - ahead for c in cuts})):
+            commands = self._load(step + ahead) if step + ahead < self.chunks else []
+            if step >= 0:
+                commands += [self._compute(step), *self._store(step)]
+            self.builder.emit(commands, times=then - step)
+        return self.chunks
+
+    def _in_proportion(self, total: int) -> _Share:
+        return _Share(total, ceil_div(total * self.chunk, self.sweep.longest))
+
+    def _share(self, words: int, last: bool = False) -> _Share:
+        """A full chunk each from the first one on, or up to the last one."""
+        if self.sweep.in_step:
+            return self._in_proportion(words)
+        return _Share(words, self.chunk, self.chunks - ceil_div(words, self.chunk) if last else 0)
+
+    def _compute(self, chunk: int) -> int:
+        """The command that works on one chunk: primitive operations, and words of the buffer."""
+        counts: Counter[Action] = Counter()
+        for share, work in ((self.elements, self.sweep.work), (self.sets, self.sweep.set_work)):
+            for primitive, n in work:
+                counts["vector", f"{primitive}_fp32", ""] += n * share.at(chunk)
+        slots = max(counts.total(), *(s.at(chunk) for s in (*self.operands.values(), *self.results.values())))
+        word_bits = self.memory.buffer(BUFFER).word_bits
+        for access, shares in (("read", self.operands), ("write", self.results)):
+            for operand, share in shares.items():
+                tensor = self.trace.tensor[operand.tensor]
+                bits = share.at(chunk) * self.hardware.storage_bits(tensor.bits)
+                counts[f"buffer.{BUFFER}", access, tensor.role] += ceil_div(bits, word_bits)
+        takes: list[tuple[int, int]] = []
+        gives: list[tuple[int, int]] = []
+        if _moving(self.loads, chunk):
+            takes.append((self._pool("full"), 1))
+            gives.append((self._pool("free"), 1))
+        if _moving(self.stores, chunk):
+            takes.append((self._pool("out.free"), 1))
+            gives.append((self._pool("out.full"), 1))
+        hold = (self.builder.engine("vector", "vector"), ceil_div(slots, self.hardware.vector.lanes))
+        return self.builder.command("compute", [hold], takes, gives, counts=counts.items())
+
+    def _load(self, chunk: int) -> list[int]:
+        takes = [(self._pool("free"), 1)]
+        if self.sweep.after_stores and chunk == 0:
+            takes.append((self._pool("stored"), 1))
+        return self._commands("load", chunk, self.loads, takes, [(self._pool("full"), 1)])
+
+    def _store(self, chunk: int) -> list[int]:
+        gives = [(self._pool("out.free"), 1)]
+        if self.signals and chunk == self.chunks - 1:
+            gives.append((self._pool("stored"), 1))
+        return self._commands("store", chunk, self.stores, [(self._pool("out.full"), 1)], gives)
+
+    def _commands(
+        self,
+        name: str,
+        chunk: int,
+        shares: Shares,
+        takes: list[tuple[int, int]],
+        gives: list[tuple[int, int]],
+    ) -> list[int]:
+        """The transfers of one chunk in one direction; the first takes the credits, the last gives."""
+        moving = _moving(shares, chunk)
+        transfers = [t for o in moving for t in self._transfers(o, chunk, shares, name == "store")]
+        last = len(transfers) - 1
+        return [
+            self.memory.command(name, transfer, takes if i == 0 else (), gives if i == last else ())
+            for i, transfer in enumerate(transfers)
+        ]
+
+    def _transfers(self, operand: Operand, chunk: int, shares: Shares, write: bool) -> list[Transfer]:
+        vector, tensor = self.hardware.vector, self.trace.tensor[operand.tensor]
+        stream, words = vector.store if write else vector.load, shares[operand].at(chunk)
+        transfer = Transfer(stream, BUFFER, write, tensor.role, words, tensor.bits)
+        if operand.row:
+            rows, rest = divmod(words, operand.row)
+            return [replace(transfer, words=n) for n in (*[operand.row] * rows, rest) if n]
+        if vector.load == vector.store and self.loads and self.stores:
+            return [transfer]  # loads and stores take turns on the stream, so each one starts anew
+        before, now, after = (_moving(shares, c) for c in (chunk - 1, chunk, chunk + 1))
+        goes_on = now[0] == operand and before[-1:] == [operand]
+        is_continued = now[-1] == operand and after[:1] == [operand]
+        return [replace(transfer, opens=not goes_on, closes=not is_continued)]
+
+    def _pool(self, name: str) -> int:
+        if name in ("free", "out.free"):
+            return self.builder.pool(f"{BUFFER}.{name}", self.memory.buffer(BUFFER).copies, BUFFER)
+        return self.builder.pool(f"{BUFFER}.{name}", 0)
