@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := build/demo
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 -rs
 
 .PHONY: help demo test nightly bench lint clean
 
@@ -27,7 +27,7 @@ test: .venv/tests
 
 # The same laws on many more random cases; hours, not minutes.
 nightly: .venv/tests
-	HYPOTHESIS_PROFILE=nightly $(PYTEST)
+	JOULETRACE_PROFILE=nightly $(PYTEST)
 
 bench: .venv/installed
 	$(BIN)/python tests/bench.py

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from jouletrace.hardware.spec import Hardware
     from jouletrace.replay import reproduce, simulate
     from jouletrace.result import Result, load_result
-    from jouletrace.trace.io import list_traces, load_trace, save_trace
+    from jouletrace.trace.io import list_traces, load_trace, write_trace
     from jouletrace.trace.model import Trace
 
 __all__ = [
@@ -42,8 +42,8 @@ __all__ = [
     "load_result",
     "load_trace",
     "reproduce",
-    "save_trace",
     "simulate",
+    "write_trace",
 ]
 
 # Where a public name lives; its module is imported on first use, so that importing the package costs nothing.
@@ -58,8 +58,8 @@ _HOME = {
     "load_result": "result",
     "load_trace": "trace.io",
     "reproduce": "replay",
-    "save_trace": "trace.io",
     "simulate": "replay",
+    "write_trace": "trace.io",
 }
 
 

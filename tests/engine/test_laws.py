@@ -90,7 +90,7 @@ def assert_credits(program: Program, counts: Counts) -> list[list[int]]:
 @cases(2000)
 @given(live_programs())
 def test_fixed_order(program: Program) -> None:
-    """Sums; no pool overdrawn; exactly the longest path; between the busiest engine, the critical path and the serial sum."""
+    """Sums; no pool overdrawn; exactly the longest path; between the busiest engine and the serial sum."""
     counts = simulate(program)
     assert_sums(program, counts)
     assert_credits(program, counts)

@@ -1,8 +1,8 @@
 """A systolic array that moves every value through its registers, one cycle at a time.
 
-It knows no formula: operands are fed at the edges, each processing element looks at its own registers and its
-neighbours', and a fold is over when the last result has left. Values travel with a tag that says which vector they
-belong to; -1 is a bubble.
+It knows no formula: operands are fed at the edges, each processing element looks at its own registers and
+its neighbours', and a fold is over when the last result has left. Values travel with a tag that says which
+vector they belong to; -1 is a bubble.
 """
 
 from __future__ import annotations
@@ -99,11 +99,17 @@ class Grid:
         height, depth, width = moving.shape[0], moving.shape[1], held.shape[1]
         shape = (self.rows, self.columns)
         across, down, sums = (np.zeros(shape, dtype=np.int64) for _ in range(3))
-        across_tag, down_tag, added = np.full(shape, BUBBLE), np.full(shape, BUBBLE), np.zeros(shape, dtype=np.int64)
+        across_tag, down_tag, added = (
+            np.full(shape, BUBBLE),
+            np.full(shape, BUBBLE),
+            np.zeros(shape, dtype=np.int64),
+        )
         started = self.cycle
         while not (added == depth).all():
             now = self.cycle - started
-            left = np.array([moving[r, now - r] if r < height and 0 <= now - r < depth else 0 for r in range(self.rows)])
+            left = np.array(
+                [moving[r, now - r] if r < height and 0 <= now - r < depth else 0 for r in range(self.rows)]
+            )
             top = np.array([held[now - c, c] if c < width and 0 <= now - c < depth else 0 for c in range(self.columns)])
             left_tag = [now - r if 0 <= now - r < depth else BUBBLE for r in range(self.rows)]
             top_tag = [now - c if 0 <= now - c < depth else BUBBLE for c in range(self.columns)]

@@ -24,7 +24,14 @@ ENERGY = {
     "technology": "none",
     "citation": "a test",
     "entries": {
-        "x": {"energy": "1 pJ", "low": "1 pJ", "high": "1 pJ", "per": "op", "source": "a test", "certainty": "assumed"}
+        "x": {
+            "energy": "1 pJ",
+            "low": "1 pJ",
+            "high": "1 pJ",
+            "per": "op",
+            "source": "a test",
+            "certainty": "assumed",
+        }
     },
 }
 
@@ -72,9 +79,9 @@ def hardware(
                 "row": "8 KiB",
                 "clock_period": "1 ns",
                 "vdd": "1.2 V",
-                "idd": {name: "50 mA" for name in CURRENTS},
+                "idd": dict.fromkeys(CURRENTS, "50 mA"),
                 "timing_cycles": {"tRAS": 1, "tRP": 1, "tRC": 2, "tRFC": 1, "tREFI": 100},
-                "measured_ratio": {name: (1, 1, 1) for name in CURRENTS},
+                "measured_ratio": dict.fromkeys(CURRENTS, (1, 1, 1)),
                 "provenance": SOURCE,
             },
             "bandwidth": bandwidth,

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jouletrace.errors import MappingError
+from jouletrace.mapping.blocks import block_elements
 from jouletrace.mapping.matrix import Axis, Channels, Dense, Measure, Product, Spatial, products, residues
 from jouletrace.trace.model import Attention, Conv, Elementwise, Gemm, Header, Op, Tensor, Trace
 
@@ -30,12 +31,13 @@ def test_products_hold_every_mac_of_the_nest_and_no_other(conv: Conv) -> None:
 
 
 def backward_data_by_classes(conv: Conv, gy: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """gx of one group, a dense product per residue class: patches of gy (M × K·taps) by weights (K·taps × C)."""
+    """gx of one group, a dense product per residue class: patches of gy by the class' weights."""
     gx = np.zeros((conv.N, conv.C, conv.IY, conv.IX), dtype=np.int64)
     axes = [
         residues(out, kernel, stride, dilation, pad, size)
         for out, kernel, stride, dilation, pad, size in zip(
-            (conv.OY, conv.OX), (conv.R, conv.S), conv.stride, conv.dilation, conv.padding[::2], (conv.IY, conv.IX),
+            (conv.OY, conv.OX), (conv.R, conv.S), conv.stride, conv.dilation, conv.padding[::2],
+            (conv.IY, conv.IX),
             strict=True,
         )
     ]  # fmt: skip
@@ -68,7 +70,7 @@ def test_residue_classes_give_the_gradient_of_the_input(conv: Conv, seed: int) -
 
 
 def test_a_strided_same_convolution_wastes_no_row() -> None:
-    """3×3, stride 2, 56 to 28: 1 + 2 taps per axis, so 1 + 2 + 2 + 4 taps in four classes of 28×28 positions."""
+    """3×3, stride 2, 56 to 28: taps 1 + 2 per axis, so 1 + 2 + 2 + 4 in four classes of 28×28 positions."""
     conv = Conv(1, 8, 4, 28, 28, 3, 3, 1, 56, 56, (2, 2), (1, 1, 1, 1), (1, 1), "backward_data")
     found = parts(conv_trace(conv))
     assert [(p.M, p.N, p.K, p.useful_rows) for p in found] == [(784, 4, 8 * taps, 784) for taps in (1, 2, 2, 4)]
@@ -108,7 +110,7 @@ def test_attention_is_two_products_and_the_scores_go_from_one_to_the_other() -> 
 def test_an_op_that_does_not_multiply_is_refused() -> None:
     x = Tensor("x", (4,), 32, "fp", "activation")
     op = Op("relu:forward", "forward", "relu", Elementwise("relu", 4), ("x",), ("x",))
-    with pytest.raises(MappingError, match="'relu:forward'.*elementwise"):
+    with pytest.raises(MappingError, match=r"'relu:forward'.*elementwise"):
         products(op, Trace(Header("t", 1), (x,), (op,)))
 
 
@@ -163,3 +165,17 @@ def test_an_axis_with_holes_counts_touches() -> None:
     axis = Axis(positions=10, stride=4, offsets=(0, 1, 2), size=40)
     assert axis.touched(np.array([0, 2]), np.array([9, 2])).tolist() == [30, 3]
     assert Dense().elements(np.array([3]), np.array([7])).tolist() == [4]
+
+
+axes = st.builds(
+    Axis, st.integers(1, 7), st.integers(1, 3),
+    st.lists(st.integers(-2, 2), min_size=1, max_size=3).map(tuple), st.integers(1, 14),
+)  # fmt: skip
+
+
+@given(st.builds(Spatial, axes, axes), st.integers(1, 6), st.data())
+def test_blocks_of_many_images_are_summed_by_what_repeats(window: Spatial, images: int, data: st.DataObject) -> None:
+    size = images * window.image
+    step = data.draw(st.integers(1, size))
+    each = [elements(window, start, min(start + step, size)) for start in range(0, size, step)]
+    assert block_elements(size, step, window) == (sum(each), max(each))

@@ -1,9 +1,8 @@
-"""The systolic mapping: SCALE-Sim's cycles, conserved work, compulsory traffic, bounds, order of loads."""
+"""The systolic mapping: conserved work, compulsory traffic, bounds, residency, order of loads."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -13,65 +12,16 @@ from hypothesis import strategies as st
 from jouletrace.engine.counts import Counts
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import Hardware
-from jouletrace.mapping.matrix import Product, products
+from jouletrace.mapping.matrix import products
 from jouletrace.mapping.program import Program
 from jouletrace.trace.model import Attention, Conv, Gemm, Header, Op, Tensor, Trace
 
-from .one_op import conv_trace, gemm_trace, square_conv
+from .one_op import conv_trace, gemm_trace
 from .systolic_bench import DATAFLOWS, array_busy, build, convs, hardware, moved_bytes, run, with_bias
 
 dataflows = st.sampled_from(DATAFLOWS)
 gemms = st.builds(Gemm, st.integers(1, 4), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
 traces = st.one_of(convs().map(conv_trace), gemms.map(gemm_trace), gemms.map(gemm_trace).map(with_bias))
-
-
-def scale_sim_cycles(dataflow: str, m: int, n: int, k: int, rows: int, columns: int) -> int:
-    """What SCALE-Sim 3 prints for a layer under ideal bandwidth: the index of the last cycle, hence the - 1."""
-    spread_rows, spread_columns, streamed, fill = {
-        "weight_stationary": (k, n, m, 2 * rows),
-        "input_stationary": (k, m, n, 2 * rows),
-        "output_stationary": (m, n, k, rows),
-    }[dataflow]
-    folds = -(-spread_rows // rows) * -(-spread_columns // columns)
-    return folds * (streamed + fill + columns - 2) - 1
-
-
-@settings(max_examples=1000, deadline=None)
-@given(
-    convs("forward", largest=24),
-    st.integers(1, 4),
-    st.integers(1, 40),
-    st.integers(1, 40),
-    dataflows,
-)
-def test_cycles_are_those_of_scale_sim_plus_one(
-    conv: Conv, scale: int, rows: int, columns: int, dataflow: str
-) -> None:
-    conv = replace(conv, G=1, K=conv.K * scale, C=conv.C * scale)
-    pixels, taps = conv.N * conv.OY * conv.OX, conv.C * conv.R * conv.S
-    program, counts = run(conv_trace(conv), hardware(rows, columns, dataflow))
-    _, busy, span = array_busy(program, counts)
-    printed = scale_sim_cycles(dataflow, pixels, conv.K, taps, rows, columns)
-    assert busy == span == printed + 1, f"{busy} cycles here, {printed} in SCALE-Sim"
-
-
-def test_one_layer_by_hand() -> None:
-    """ResNet-18 layer1 at 224 on 32×32: 18 folds of K = 576, 2 of N = 64, 3136 pixels: 36·(3136 + 94)."""
-    trace = conv_trace(square_conv(64, 64, 56, 3))
-    program, counts = run(trace, hardware(32, 32))
-    assert array_busy(program, counts) == (36, 116_280, 116_280)
-    total = counts.total()
-    assert total["array", "mac_fp32", ""] == 64 * 64 * 9 * 56 * 56
-    assert total["array", "idle", ""] == 1024 * 116_280 - 64 * 64 * 9 * 56 * 56
-    # Every pixel enters once per tap and per group of 32 filters; all sums but the first are read back.
-    assert total["buffer.input", "read", "activation"] == 3136 * 576 * 2
-    assert total["buffer.weight", "read", "param"] == 576 * 64
-    assert total["buffer.output", "write", "activation"] == 3136 * 64 * 18
-    # 17 folds of K read sums back, and the store reads the finished ones.
-    assert total["buffer.output", "read", "activation"] == 3136 * 64 * (17 + 1)
-    assert total["dram", "read", "activation"] == 64 * 56 * 56 * 4
-    assert total["dram", "read", "param"] == 64 * 576 * 4
-    assert total["dram", "write", "activation"] == 64 * 56 * 56 * 4
 
 
 def touched(out: int, kernel: int, stride: int, dilation: int, pad: int, size: int) -> tuple[int, int, int]:
@@ -182,7 +132,7 @@ def test_every_pool_is_left_as_it_was_found(trace: Trace, machine: Hardware) -> 
 
 
 def least_elements(gemm: Gemm, steps: tuple[int, int, int], room: tuple[int, int, int], streamed: str) -> int | None:
-    """The least traffic of any blocking with K innermost, found by walking every one of them block by block."""
+    """The least traffic of any blocking with K innermost, found by walking every one block by block."""
     best: int | None = None
     sizes = dict(zip("MNK", (gemm.M, gemm.N, gemm.K), strict=True))
     choices = {
@@ -213,12 +163,12 @@ def least_elements(gemm: Gemm, steps: tuple[int, int, int], room: tuple[int, int
 @settings(max_examples=150, deadline=None)
 @given(
     st.builds(Gemm, st.just(1), st.integers(1, 12), st.integers(1, 12), st.integers(1, 12)),
-    st.integers(2, 4), st.integers(2, 4), st.tuples(*[st.integers(8, 200)] * 3), dataflows,
+    st.integers(2, 4), st.integers(2, 4), st.tuples(*[st.integers(16, 90)] * 3), dataflows,
 )  # fmt: skip
 def test_no_blocking_moves_less_where_only_traffic_differs(
     gemm: Gemm, rows: int, columns: int, room: tuple[int, int, int], dataflow: str
 ) -> None:
-    """With free bandwidth and an uncut T, all blockings take the same time: the one of least traffic is chosen."""
+    """With free bandwidth and T uncut, every blocking takes as long: the one of least traffic is chosen."""
     sizes = tuple(f"{4 * elements} B" for elements in room)
     machine = hardware(rows, columns, dataflow, sizes=sizes, copies=1)  # type: ignore[arg-type]
     steps, streamed = {
@@ -239,14 +189,14 @@ def test_what_fits_is_loaded_once_and_what_does_not_is_loaded_again() -> None:
     matrix = 64 * 64 * 4
     _, ample = run(trace, hardware(8, 8))
     assert moved_bytes(ample) == 3 * matrix
-    # A quarter of each buffer: T = 64 rows stay whole, so the weights are loaded once, the input per block of N.
+    # A quarter of each: T = 64 rows stay whole, so weights are loaded once, the input per block of N.
     _, small = run(trace, hardware(8, 8, sizes=("4 KiB", "4 KiB", "4 KiB"), copies=1))
     assert moved_bytes(small, "param") == matrix
     assert small.total()["dram", "read", "activation"] == 4 * matrix
 
 
 def test_t_is_cut_only_if_no_fold_holds_all_of_it() -> None:
-    """100 vectors through 4×4. A fold's sums take 1600 bytes: with less, T is cut and every part fills anew."""
+    """100 vectors through 4×4. A fold's sums take 1600 bytes: with less, T is cut and refills."""
     trace = gemm_trace(Gemm(1, 100, 4, 4))
     fits = build(trace, hardware(4, 4, sizes=("1 MB", "1 MB", "1600 B"), copies=1))
     assert [c.cycles for c in fits.commands if c.name == "fold"] == [100 + 2 * 4 + 4 - 2]
@@ -266,7 +216,9 @@ def test_wider_operands_take_more_passes_of_the_stream_only() -> None:
 
 
 def test_a_bias_is_loaded_and_read_with_the_first_fold_of_a_sum() -> None:
-    plain, biased = (run(t, hardware(4, 4))[1] for t in (gemm_trace(Gemm(1, 10, 8, 12)), with_bias(gemm_trace(Gemm(1, 10, 8, 12)))))
+    plain, biased = (
+        run(t, hardware(4, 4))[1] for t in (gemm_trace(Gemm(1, 10, 8, 12)), with_bias(gemm_trace(Gemm(1, 10, 8, 12))))
+    )
     assert biased.cycles == plain.cycles
     more = {key: n - plain.total()[key] for key, n in biased.total().items() if n != plain.total()[key]}
     assert more == {
@@ -289,7 +241,7 @@ def test_the_next_block_is_loaded_while_this_one_is_computed() -> None:
         "fold", "load weight", "store output",
         "fold", "store output", "fold", "store output",
     ]  # fmt: skip
-    # 32 bits a cycle: 160 for the input, 16 per weight block, 160 per store; folds of 40 + 10 run beside them.
+    # 32 bits a cycle: input 160, weight block 16, store 160; folds of 40 + 10 run beside them.
     loads, fold, store = 160 + 16, 50, 160
     assert counts.cycles == loads + fold + 16 + store + 16 + store + store + store
 
@@ -316,7 +268,7 @@ def test_the_scores_of_attention_are_stored_before_they_are_read() -> None:
 
 def test_a_fold_that_fits_no_buffer_is_refused_with_the_bytes_that_it_needs() -> None:
     machine = hardware(16, 16, sizes=("1 MB", "1000 B", "1 MB"))
-    with pytest.raises(MappingError, match="'c': a fold needs 1024 bytes in a copy of 'weight' .has 1000.; enlarge"):
+    with pytest.raises(MappingError, match=r"'c': a fold needs 1024 bytes in a copy of 'weight' .has 1000.; enlarge"):
         build(gemm_trace(Gemm(1, 64, 64, 64)), machine)
 
 
@@ -326,3 +278,12 @@ def test_zeros_are_stored_without_the_array() -> None:
     zeros = [program.commands[c].counts[0][1] for c in program.sequence if program.commands[c].name == "store zeros"]
     assert zeros == [400, 176]  # 3 channels × 48 positions × 4 bytes
     assert counts.total()["dram", "write", "gradient"] == 3 * 64 * 4
+
+
+def test_a_block_that_cuts_a_channel_loads_no_more_than_its_matrix() -> None:
+    """Kernel 1×2 in two blocks of one tap: each loads the one pixel that its tap sees, not both."""
+    conv = Conv(1, 3, 1, 1, 1, 1, 2, 1, 1, 2)
+    machine = hardware(1, 1, "input_stationary", sizes=("8 B", "12 B", "1 KiB"), copies=1)
+    program, counts = run(conv_trace(conv), machine)
+    assert program.tiles == 2
+    assert counts.total()["buffer.input", "write", "activation"] == 2

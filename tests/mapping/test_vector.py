@@ -164,7 +164,7 @@ def test_a_chunk_shrinks_until_every_operand_has_a_place() -> None:
 def cases() -> dict[str, Trace]:
     """One op of every kind, with the operands that a captured step gives it."""
     x, y, gy, gx = tensor("x", 4, 8, 6), tensor("y", 4, 8, 6), tensor("gy", 4, 8, 6), tensor("gx", 4, 8, 6)
-    w, b, rm, rv, mean, invstd, rm2, rv2, gw, gb = (tensor(f"channel{i}", 8, role="buffer") for i in range(10))
+    w, b, rm, rv, mean, invstd, rm2, rv2, gw, gb = (tensor(f"v{i}", 8, role="buffer") for i in range(10))
     labels = tensor("labels", 24, bits=64, format="int", role="input")
     small, gsmall = tensor("small", 4, 2, 2, 6), tensor("gsmall", 4, 2, 2, 6)
     big, gbig = tensor("big", 4, 2, 4, 12), tensor("gbig", 4, 2, 4, 12)
@@ -297,7 +297,7 @@ def test_more_copies_are_never_slower() -> None:
         (one(Reduce("summ", 4, 1), [tensor("x", 4)], [tensor("y", 1)]), "did you mean 'sum'"),
         (one(Norm("bach", 4, 1), [tensor("x", 4)], [tensor("y", 4)]), "did you mean 'batch'"),
         (one(Loss("msee", 4, 1), [tensor("x", 4)], [tensor("y", 4)]), "did you mean 'mse'"),
-        (one(Pool("avarage", 1, 1, 2, 2, 1, 1, 2, 2), [tensor("x", 4)], [tensor("y")]), "did you mean 'average'"),
+        (one(Pool("maxi", 1, 1, 2, 2, 1, 1, 2, 2), [tensor("x", 4)], [tensor("y")]), "did you mean 'max'"),
         (one(Gemm(1, 2, 2, 2), [tensor("x", 4)], [tensor("y", 4)]), "kind 'gemm'"),
     ],
 )  # fmt: skip

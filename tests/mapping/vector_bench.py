@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from tests.engine.harness import Bench
+
 from jouletrace.engine.events import simulate
 from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Buffer, Hardware, Host, Stream, Vector
@@ -18,8 +20,6 @@ from jouletrace.mapping.program import OpInfo, ProgramBuilder
 from jouletrace.mapping.transfer import Memory
 from jouletrace.mapping.vector import map_vector
 from jouletrace.trace.model import Format, Header, Nest, Op, Phase, Role, Tensor, Trace
-
-from tests.engine.harness import Bench
 
 ZEDBOARD = load_hardware("zedboard-fp32")
 
@@ -43,7 +43,8 @@ def toy(
         {"width": "32 b", "start_cycles": start_cycles, "restarts": restarts, "start_paid_at": start_paid_at}
     )
     vector = {"lanes": 4, "chunk": chunk, "dsp": 1, "load": "input", "store": store, "fuses": fuses}
-    cpu = Host.model_validate({"clock": f"{ZEDBOARD.clock_hz // 10} Hz", "kinds": host, "cycles_per_element": 2})
+    slow = f"{ZEDBOARD.clock_hz // 10} Hz"
+    cpu = Host.model_validate({"clock": slow, "kinds": host, "cycles_per_element": 2})
     dram = ZEDBOARD.dram.model_copy(
         update={"bandwidth_bytes_per_second": 8 * ZEDBOARD.clock_hz, "efficiency": Fraction(1), "port": port}
     )

@@ -29,7 +29,7 @@ from jouletrace.trace.model import (
     Softmax,
 )
 
-__all__ = ["LOSS_NODES", "LOWER", "POINTWISE", "RANDOM", "SHAPE_ONLY", "Draft", "flops"]
+__all__ = ["LOSS_NODES", "LOWER", "POINTWISE", "RANDOM", "SHAPE_ONLY", "Draft", "fills_mask", "flops"]
 
 
 @dataclass(slots=True)
@@ -60,11 +60,13 @@ POINTWISE: dict[str, int] = {
         3: "lerp sigmoid sigmoid_backward tanh tanh_backward hardsigmoid hardsigmoid_backward hardswish "
         "hardswish_backward elu elu_backward celu silu silu_backward softplus softplus_backward mish "
         "mish_backward gelu gelu_backward log_sigmoid_forward log_sigmoid_backward glu glu_backward "
-        "logaddexp erfinv logit",
+        "logaddexp erfinv logit _weight_norm_interface _weight_norm_interface_backward",
     }.items()
     for name in names.split()
 }  # fmt: skip
-_FUNCTIONS = {"_prelu_kernel": "prelu", "log_sigmoid_forward": "log_sigmoid"}
+_FUNCTIONS = {
+    "_prelu_kernel": "prelu", "log_sigmoid_forward": "log_sigmoid", "_weight_norm_interface": "weight_norm",
+}  # fmt: skip
 
 # Read a tensor for its shape and type only, or nothing at all.
 SHAPE_ONLY = frozenset((
@@ -89,9 +91,14 @@ LOSS_NODES = {"BinaryCrossEntropyWithLogitsBackward0": "bce_with_logits"}
 
 
 def flops(row: Row) -> int:
-    """Operations per element; a factor other than one on an operand counts as one more."""
+    """Operations per element; a factor other than one on an operand counts as one more, a copy as none."""
     factor = row.arguments.get("alpha", row.arguments.get("value", 1)) if row.base != "masked_fill" else 1
-    return POINTWISE[row.base] + (factor != 1)
+    return POINTWISE.get(row.base, 0) + (factor != 1)
+
+
+def fills_mask(row: Row) -> bool:
+    """``t[mask] = value``: written as scattering, but done element by element."""
+    return row.base == "index_put" and any(ref.dtype == "bool" for ref in row.reads)
 
 
 def _transposed(ref: Ref) -> bool:
@@ -134,9 +141,8 @@ def _conv_nest(row: Row, x: Ref, weight: Ref, y: Ref) -> Conv:
     a = row.arguments
     _, channels, *kernel = weight.shape
     if len(kernel) > 2:
-        raise CaptureError(
-            f"{row.place}: {row.name} has {len(kernel)} dimensions; write it as 2-D convolutions, one per slice"
-        )
+        many = f"{row.name} has {len(kernel)} dimensions"
+        raise CaptureError(f"{row.place}: {many}; write it as 2-D convolutions, one for each slice")
     if a["transposed"]:
         x, y = y, x
     n, out, oy, ox = _map(y)
@@ -227,7 +233,7 @@ def _pool_nest(function: str, row: Row, x: Ref, y: Ref) -> Pool:
         window = (iy - (oy - 1) * stride[0], ix - (ox - 1) * stride[1])
         return Pool(function, n, c, iy, ix, oy, ox, *window, stride)
     if any(d != 1 for d in a.get("dilation", ())):
-        raise CaptureError(f"{row.place}: {row.name} has a dilation, which no pooling op expresses; use dilation=1")
+        raise CaptureError(f"{row.place}: {row.name} has a dilation; a pooling op has none, so use dilation=1")
     r, s = _window(a["kernel_size"])
     stride = _window(a["stride"] or a["kernel_size"])
     top, left = _window(a["padding"])
@@ -258,8 +264,8 @@ def _reduce(function: str) -> Callable[[Row], list[Draft]]:
     def lower_reduce(row: Row) -> list[Draft]:
         x, y = row.reads[0], row.outputs[0]
         writes = [("", r) for r in row.outputs]
-        axes = {d % len(x.shape) for d in row.arguments.get("dim") or () if x.shape}
-        if function == "mean" and len(x.shape) == 4 and axes == {2, 3}:
+        whole_map = row.arguments.get("dim") in ((2, 3), (3, 2), (-2, -1), (-1, -2))
+        if function == "mean" and len(x.shape) == 4 and whole_map:
             n, c, iy, ix = x.shape
             return [Draft("average", Pool("average", n, c, iy, ix, 1, 1, iy, ix, (iy, ix)), [x], writes)]
         return [Draft(function, Reduce(function, x.elements, y.elements), [x], writes)]
@@ -290,11 +296,14 @@ def _gather(row: Row) -> list[Draft]:
 
 
 def _scatter(row: Row) -> list[Draft]:
+    if fills_mask(row):
+        nest = Elementwise("masked_fill", row.outputs[0].elements)
+        return [Draft("masked_fill", nest, list(row.reads), [("", row.outputs[0])])]
     integers = [r for r in row.reads if r.dtype in ("int64", "int32")]
     floats = [r for r in row.reads if r.dtype not in ("int64", "int32")]
     rows = max(r.elements for r in integers)
-    source = floats[-1]
-    return [Draft("scatter", Scatter(rows, max(1, source.elements // rows)), list(row.reads), [("", row.outputs[0])])]
+    nest = Scatter(rows, max(1, floats[-1].elements // rows))
+    return [Draft("scatter", nest, list(row.reads), [("", row.outputs[0])])]
 
 
 def _copy(function: str) -> Callable[[Row], list[Draft]]:
@@ -349,8 +358,11 @@ LOWER: dict[str, Callable[[Row], list[Draft]]] = {
     "clone": _clone, "_to_copy": _to_copy, "copy": _copy("copy"), "cat": _copy("cat"),
     "stack": _copy("stack"),
     "constant_pad_nd": _copy("pad"), "slice_backward": _copy("pad"), "select_backward": _copy("pad"),
-    "fill": _copy("fill"), "zero": _copy("fill"), "repeat": _copy("repeat"), "flip": _copy("flip"), "roll": _copy("roll"), "im2col": _copy("im2col"),
+    "fill": _copy("fill"), "zero": _copy("fill"), "repeat": _copy("repeat"),
+    "flip": _copy("flip"), "roll": _copy("roll"), "im2col": _copy("im2col"),
     "col2im": _copy("col2im"), "upsample_nearest2d": _copy("upsample"), "slice_scatter": _copy("pad"),
+    "pixel_shuffle": _copy("contiguous"), "pixel_unshuffle": _copy("contiguous"),
+    "reflection_pad2d_backward": _copy("pad"), "replication_pad2d_backward": _copy("pad"),
     "select_scatter": _copy("pad"), "reflection_pad2d": _copy("pad"), "replication_pad2d": _copy("pad"),
     "upsample_nearest2d_backward": _reduce("sum"),
     "sum": _reduce("sum"), "mean": _reduce("mean"), "amax": _reduce("max"), "amin": _reduce("min"),

@@ -10,7 +10,16 @@ from jouletrace.capture.aten import RANDOM, SHAPE_ONLY
 from jouletrace.capture.facts import Facts
 from jouletrace.capture.rows import Key, Ref, Row
 
-__all__ = ["clean"]
+__all__ = ["clean", "losses"]
+
+
+def losses(rows: Iterable[Row]) -> set[Key]:
+    """What backward started from: autograd makes a one for it before the first node runs."""
+    return {
+        row.reads[0].key
+        for row in rows
+        if row.base == "ones_like" and row.stage == "forward" and row.reads[0].elements == 1
+    }
 
 
 def clean(rows: Iterable[Row], facts: Facts) -> tuple[list[Row], set[Key]]:
@@ -29,7 +38,7 @@ def clean(rows: Iterable[Row], facts: Facts) -> tuple[list[Row], set[Key]]:
     kept: list[Row] = []
     for i, row in enumerate(rows):
         row = _substitute(row, names, constants)
-        if _copy_before_write(row, rows[i + 1 : i + 2]):
+        if _copy_before_write(row, rows[i + 1 : i + 2]) and row.outputs[0].elements == sizes[row.reads[0].storage]:
             names[row.outputs[0].key] = row.reads[0]
             continue
         reads = row.reads
@@ -66,7 +75,9 @@ def _substitute(row: Row, names: dict[Key, Ref], constants: set[Key]) -> Row:
             if value.key in names:
                 source = names[value.key]
                 value = replace(value, storage=source.storage, version=source.version)
-            return None if value.key in constants and value.elements == 1 else value
+            if value.key in constants and value.distinct == 1:  # one number, or a tensor full of it
+                return None if value.elements == 1 else replace(value, strides=(1,) * len(value.shape))
+            return value
         return tuple(plain(v) for v in value) if isinstance(value, tuple) else value  # pyright: ignore[reportUnknownVariableType]
 
     return replace(row, arguments={k: plain(v) for k, v in row.arguments.items()})

@@ -39,7 +39,7 @@ class Facts:
     """Gathered by the recorder of one framework, read by the lowering.
 
     ``existing`` goes by storage, ``gradients`` by tensor version (the gradient with which the optimizer
-    was called), ``rules`` by parameter name, ``recurrent`` by layer.
+    was called), ``rules`` by parameter name (none: the step updates it itself), ``recurrent`` by layer.
     """
 
     existing: dict[int, Existing] = field(default_factory=dict[int, Existing])

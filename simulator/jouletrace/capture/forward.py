@@ -181,12 +181,12 @@ class Forward:
     # -- products
 
     def conv(self, layer: str, x: Array, channels: int, kernel: int | Pair, stride: int | Pair = 1,
-             pad: int | Padding = 0, groups: int = 1, bias: bool = False, dilation: int | Pair = 1) -> Array:  # fmt: skip
+             pad: int | Padding = 0, groups: int = 1, bias: bool = False) -> Array:  # fmt: skip
         """A convolution over (N, C, H, W) with parameters ``layer.weight`` and ``layer.bias``."""
         R, S = _pair(kernel)
         weight = self.parameter(f"{layer}.weight", (channels, x.shape[1] // groups, R, S))
         operands = (weight, self.parameter(f"{layer}.bias", (channels,))) if bias else (weight,)
-        return self.conv_with(layer, x, operands, stride, pad, groups, dilation)
+        return self.conv_with(layer, x, operands, stride, pad, groups)
 
     def conv_with(self, layer: str, x: Array, operands: Sequence[Array], stride: int | Pair = 1,
                   pad: int | Padding = 0, groups: int = 1, dilation: int | Pair = 1) -> Array:  # fmt: skip
@@ -194,8 +194,8 @@ class Forward:
         N, C, IY, IX = x.shape
         K, per_group, R, S = operands[0].shape
         if per_group * groups != C or K % groups:
-            raise CaptureError(f"{layer}: a weight of shape {operands[0].shape} in {groups} groups does not fit "
-                               f"an input with {C} channels.")  # fmt: skip
+            raise CaptureError(f"{layer}: a weight of shape {operands[0].shape} in {groups} groups does "
+                               f"not fit an input with {C} channels.")  # fmt: skip
         padding = (pad, pad, pad, pad) if isinstance(pad, int) else pad
         stride, dilation = _pair(stride), _pair(dilation)
         OY = window_outputs(IY, R, stride[0], padding[0], padding[1], dilation[0])
@@ -309,7 +309,7 @@ class Forward:
         return self.gather(layer, self.parameter(f"{layer}.weight", (rows, width)), indices)
 
     def gather(self, layer: str, table: Array, indices: Array) -> Array:
-        """Rows of a (rows, width) table, one per index; no more of the table is read than there are indices."""
+        """Rows of a (rows, width) table, one per index, which is also how many rows are read."""
         width = table.shape[-1]
         touched = table.view(min(indices.elements, table.shape[0]), width)
         return self.emit(layer, Gather(indices.elements, width), (touched, indices), (*indices.shape, width))

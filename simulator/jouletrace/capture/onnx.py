@@ -12,10 +12,12 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jouletrace.capture.onnx_graph import MAX_TENSOR_ELEMENTS, MAX_VALUES, Approximate, Graph, title
+from jouletrace.capture.onnx_fold import MAX_VALUES, fold, infer
+from jouletrace.capture.onnx_graph import MAX_TENSOR_ELEMENTS, Approximate, Graph, title
 from jouletrace.capture.onnx_ops import OPERATORS
 from jouletrace.capture.reverse import train_step
-from jouletrace.errors import CaptureError, LimitExceeded, did_you_mean
+from jouletrace.errors import CaptureError, LimitExceeded, UsageError, did_you_mean
+from jouletrace.trace.check import check
 from jouletrace.trace.model import Trace
 
 if TYPE_CHECKING:
@@ -29,21 +31,25 @@ MAX_NODES = 100_000
 
 def capture_onnx(path: str | Path, batch: int | None = None, optimizer: str = "sgd_momentum",
                  approximate: Approximate | None = None) -> Trace:  # fmt: skip
-    """The training step of the network in an ONNX file; arguments as for :func:`onnx_forward`."""
-    return train_step(onnx_forward(path, batch, approximate), optimizer)
+    """The training step of the network in an ONNX file; arguments and errors as for :func:`onnx_forward`."""
+    step = train_step(onnx_forward(path, batch, approximate), optimizer)
+    check(step)
+    return step
 
 
 def onnx_forward(path: str | Path, batch: int | None = None, approximate: Approximate | None = None) -> Trace:
     """The forward pass in an ONNX file, closed by a cross-entropy over the first output if it has no loss.
 
-    ``batch`` stands for the one symbolic size that the inputs may have; where all sizes are fixed it says which
-    of them is the batch, by default the first of the first input. An operator without rule is an error, unless
-    ``approximate="elementwise"`` asks for one pass over its result instead (which has the shape of the first
-    input where the operator is not of ONNX itself); the header then says so.
+    ``batch`` stands for the one symbolic size that the inputs may have; where all sizes are fixed it says
+    which of them is the batch, by default the first of the first input. An operator without rule is an
+    error, unless ``approximate="elementwise"`` asks for one pass over its result instead (which has the
+    shape of the first input where the operator is not of ONNX itself); the header then says so.
 
-    Raises CaptureError for a file that cannot be imported (all problems at once), LimitExceeded for one that is
-    too large.
+    Raises CaptureError for a file that cannot be imported (all problems at once), LimitExceeded for one that
+    is too large.
     """
+    if approximate not in (None, "elementwise"):
+        raise UsageError(f"approximate is {approximate!r}; the one approximation is 'elementwise'.")
     path = Path(path)
     model = _read(path)
     _check_operators(model, path, approximate)
@@ -59,13 +65,13 @@ def _check_operators(model: ModelProto, path: Path, approximate: Approximate | N
     problems: list[str] = []
     for node in model.graph.node:
         if any(a.HasField("g") or a.graphs for a in node.attribute):
-            problems.append(f"{path}: node {title(node)}: {node.op_type} holds a graph of its own (a branch or a "
-                            "loop); what it does depends on data, export the model without it.")  # fmt: skip
+            problems.append(f"{path}: node {title(node)}: {node.op_type} holds a graph of its own (a branch "
+                            "or a loop); what it does depends on data, export without it.")  # fmt: skip
         elif (_is_custom(node) or node.op_type not in OPERATORS) and approximate is None:
             operator = f"{node.domain}::{node.op_type}" if _is_custom(node) else node.op_type
             problems.append(f"{path}: node {title(node)}: no rule for operator {operator}"
-                            f"{did_you_mean(operator, tuple(OPERATORS))}; approximate='elementwise' counts it "
-                            "as one pass over its result.")  # fmt: skip
+                            f"{did_you_mean(operator, tuple(OPERATORS))}; approximate='elementwise' "
+                            "counts it as one pass over its result.")  # fmt: skip
     if problems:
         raise CaptureError(problems)
 
@@ -88,6 +94,8 @@ def _read(path: Path) -> ModelProto:
         size = path.stat().st_size
     except OSError as problem:
         raise CaptureError(f"{path}: cannot be read: {problem.strerror}.") from problem
+    if not path.is_file():
+        raise CaptureError(f"{path}: is not a file.")
     if size > MAX_FILE_BYTES:
         raise LimitExceeded(
             f"{path}: {size} bytes are more than the {MAX_FILE_BYTES} that an ONNX file may have."
@@ -153,25 +161,12 @@ def _fix_sizes(model: ModelProto, path: Path, batch: int | None) -> None:
 
 
 def _infer(model: ModelProto, path: Path) -> None:
-    """Work out the shapes of all values; a custom operator keeps the shape of its first input."""
-    import onnx
-
-    known = onnx.ModelProto()
-    known.CopyFrom(model)
-    del known.graph.value_info[:]  # stale after a change of batch, and not to be trusted
-    for value in known.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    for node in known.graph.node:
-        if _is_custom(node):
-            node.op_type, node.domain = "Identity", ""
-            del node.input[1:], node.output[1:], node.attribute[:]
+    """Evaluate the arithmetic on sizes, then work out the shapes of all values."""
     try:
-        known = onnx.shape_inference.infer_shapes(known, strict_mode=True, data_prop=True)
-    except Exception as problem:
+        fold(model)
+        known = infer(model)
+    except Exception as problem:  # onnx has no one class for what can be wrong with a file
         raise CaptureError(f"{path}: the shapes do not fit together: {problem}") from problem
-    for old, new in (
-        (model.graph.value_info, known.graph.value_info),
-        (model.graph.output, known.graph.output),
-    ):
-        del old[:]
-        old.extend(new)
+    for field in ("value_info", "output"):
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(getattr(known.graph, field))

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jouletrace.capture.forward import Array, Forward
+from jouletrace.capture.onnx_fold import MAX_VALUES
 from jouletrace.errors import CaptureError, LimitExceeded
 from jouletrace.trace.model import Elementwise, Format, Trace
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
-__all__ = ["MAX_STEPS", "MAX_TENSOR_ELEMENTS", "MAX_VALUES", "Approximate", "Graph"]
+__all__ = ["MAX_OPS", "MAX_TENSOR_ELEMENTS", "Approximate", "Graph", "title"]
 
 MAX_TENSOR_ELEMENTS = 2**40
-MAX_STEPS = 4096  # time steps of one recurrent layer, each of which becomes ops
-MAX_VALUES = 64  # elements of a tensor whose values may matter: sizes, axes, bounds
+MAX_OPS = 1_000_000  # every time step of a recurrent layer becomes three of them
+MAX_LAYER_NAME = 128  # characters; a longer one is replaced
 
 Approximate = Literal["elementwise"]
 
@@ -26,8 +28,8 @@ Approximate = Literal["elementwise"]
 class Graph:
     """The graph while it is imported: which array every value name stands for.
 
-    A value is a *weight* (a float initializer, not declared before it is used), a *constant* (known without running
-    the network: no tensor unless an op has to read it), or an array.
+    A value is a *weight* (a float initializer, not declared before it is used), a *constant* (known without
+    running the network: no tensor unless an op has to read it), or an array.
     """
 
     def __init__(
@@ -46,9 +48,12 @@ class Graph:
         self._approximated: list[str] = []
         for value in (*self.proto.input, *self.proto.value_info, *self.proto.output):
             self._learn(value)
+        self.uses = Counter(name for node in self.proto.node for name in node.input)
+        self.uses.update(value.name for value in self.proto.output)
+        self.f = self._start(model, batch)
         self.layer = ""
         self._layers = iter(self._name_layers())
-        self.f = self._start(model, batch)
+        self._report()
 
     # -- what the file says
 
@@ -74,61 +79,57 @@ class Graph:
                 self.weights[tensor.name] = tensor.name, tuple(tensor.dims)
             else:
                 self.constants[tensor.name] = None
-        inputs = [v.name for v in self.proto.input if v.name not in self.weights | self.constants.keys()]
+        inputs = [v.name for v in self.proto.input if v.name not in self.weights | self.constants]
         sizes = [n for name in inputs for n in self.shape(name)]
         if batch is not None and batch not in sizes:
-            raise CaptureError(f"{self.path}: the batch is given as {batch}, but the inputs have the fixed sizes "
-                               f"{sizes}; export the model with that batch or with an open one.")  # fmt: skip
-        producer = (("tool", "jouletrace onnx"), ("exporter", f"{model.producer_name} {model.producer_version}".strip()),
-                    ("opset", str(self.opset)))  # fmt: skip
+            raise CaptureError(f"{self.path}: the batch is given as {batch}, but the inputs have the fixed "
+                               f"sizes {sizes}; export it with that batch or with an open one.")  # fmt: skip
+        exporter = f"{model.producer_name} {model.producer_version}".strip()
+        producer = (("tool", "jouletrace onnx"), ("exporter", exporter), ("opset", str(self.opset)))
         f = Forward(self.path.name.removesuffix(".onnx"), batch or next(iter(sizes), 1), producer)
         for name in inputs:
             bits, format = _number(onnx.TensorProto.DataType.Name(self.types[name]))
             self.arrays[name] = f.input(name, self.shape(name), bits, format)
-        if any(self.is_float(name) and self.types[name] != onnx.TensorProto.FLOAT for name in self.types):
-            self.warnings.append("Some values of the file are not of type float32; activations and weights are "
-                                 "counted with 32 bits.")  # fmt: skip
-        self._report_folding()
         return f
 
-    def _report_folding(self) -> None:
-        """A file for inference has its batch norms folded into the convolutions: it trains another network."""
-        kinds = {node.op_type for node in self.proto.node}
-        biased = any(
-            node.op_type == "Conv" and len(node.input) > 2 and node.input[2] for node in self.proto.node
+    def _report(self) -> None:
+        """A file for inference has its batch norms folded into the convolutions, or frozen."""
+        import onnx
+
+        if any(self.is_float(name) and kind != onnx.TensorProto.FLOAT for name, kind in self.types.items()):
+            self.warnings.append("Some values of the file are not of type float32; activations and weights "
+                                 "are counted with 32 bits.")  # fmt: skip
+        nodes = self.proto.node
+        biased = any(n.op_type == "Conv" and len(n.input) > 2 and n.input[2] for n in nodes)
+        if biased and not any(n.op_type.endswith("Normalization") for n in nodes):
+            self.warnings.append("Convolutions have biases and the file has no normalisation: if the network "
+                                 "has batch norms, the export folded them into the convolutions, and what it "
+                                 "costs to train them is missing. Export in training mode, without constant "
+                                 "folding.")  # fmt: skip
+        frozen = (
+            n.op_type == "BatchNormalization" and not self.attribute(n, "training_mode", 0) for n in nodes
         )
-        if biased and not any(kind.endswith("Normalization") for kind in kinds):
-            self.warnings.append(
-                "Convolutions have biases and the file has no normalisation: batch norms were probably folded into "
-                "the convolutions on export, and their training cost is missing. Export in training mode without "
-                "constant folding if the network has batch norms."
-            )
-        frozen = any(node.op_type == "BatchNormalization" and not self.attribute(node, "training_mode", 0)
-                     for node in self.proto.node)  # fmt: skip
-        if frozen and self.opset >= 14:
-            self.warnings.append(
-                "Batch norms stand in inference mode in the file; they are counted in training mode."
-            )
+        if self.opset >= 14 and any(frozen):
+            self.warnings.append("Batch norms stand in inference mode in the file; they are counted in "
+                                 "training mode.")  # fmt: skip
 
     def _name_layers(self) -> list[str]:
+        """The owner of a node's weights by their names, else the module path in the node's name."""
         layers: list[str] = []
-        weights = {tensor.name for tensor in self.proto.initializer}
         for i, node in enumerate(self.proto.node):
-            owner = next((name for name in node.input if name in weights and "." in name), None)
-            scope = [part for part in node.name.split("/") if part]
+            weights = (name for name in node.input if name in self.weights and not self.is_number(name))
+            owner = next((name for name in weights if "." in name and "/" not in name), None)
             if owner is not None:
-                layers.append(owner.rpartition(".")[0])
-            elif len(scope) > 1:
-                layers.append(_module_path(scope[:-1]))
+                layer = owner.rpartition(".")[0]
+            elif node.name.startswith("/"):  # as PyTorch writes them; a function of the root has no path
+                layer = _module_path(node.name.split("/")[1:-1])
             else:
-                layers.append(node.name.strip("/") or f"{node.op_type}_{i}")
+                layer = node.name or f"{node.op_type}_{i}"
+            layers.append(layer if len(layer) <= MAX_LAYER_NAME else f"{node.op_type}_{i}")
         return layers
 
-    def title(self, node: NodeProto) -> str:
-        return repr(node.name or f"{node.op_type} of {', '.join(node.output)}")
-
     def problem(self, node: NodeProto, sentence: str) -> CaptureError:
-        return CaptureError(f"{self.path}: node {self.title(node)} ({node.op_type}): {sentence}")
+        return CaptureError(f"{self.path}: node {title(node)} ({node.op_type}): {sentence}")
 
     def attribute(self, node: NodeProto, name: str, default: Any) -> Any:
         import onnx
@@ -173,7 +174,7 @@ class Graph:
                 raise CaptureError(f"{self.path}: tensor {name!r} cannot be read: {problem}.") from problem
 
     def numbers(self, node: NodeProto, index: int, attribute: str) -> list[float] | None:
-        """Axes or bounds given as an input (newer opsets) or as an attribute (older ones); None if not given."""
+        """Axes or bounds, an input in newer opsets and an attribute in older ones; None if not given."""
         if self.has(node, index):
             name = node.input[index]
             if name not in self.values:
@@ -197,6 +198,8 @@ class Graph:
         """Input ``index`` as something that an op reads."""
         name = node.input[index]
         if name in self.arrays:
+            if not self.arrays[name].elements:
+                raise self.problem(node, f"reads {name!r}, which is empty.")
             return self.arrays[name]
         if name in self.constants or self.is_constant(name):
             return self.f.buffer(name, self.shape(name))
@@ -204,16 +207,26 @@ class Graph:
             raise self.problem(node, f"reads {name!r}, which nothing writes.")
         return self.parameter(node, index)
 
+    def is_number(self, name: str) -> bool:
+        """A single constant: it belongs to the op and is not read."""
+        return self.is_constant(name) and prod(self.shape(name)) <= 1
+
     def variables(self, node: NodeProto) -> list[Array]:
         """The inputs that are not single numbers."""
-        return [self.operand(node, i) for i in range(len(node.input))
-                if self.has(node, i) and not (self.is_constant(node.input[i]) and prod(self.shape(node.input[i])) <= 1)]  # fmt: skip
+        given = [i for i in range(len(node.input)) if self.has(node, i)]
+        return [self.operand(node, i) for i in given if not self.is_number(node.input[i])]
 
     # -- running
 
     def run(self, node: NodeProto, operators: Any) -> None:
         """Import one node: fold it if nothing in it depends on the data, else let its operator write ops."""
         self.layer = next(self._layers)
+        try:
+            self._run(node, operators)
+        except (ArithmeticError, LookupError, TypeError, ValueError) as problem:
+            raise self.problem(node, f"has inputs or attributes that make no sense ({problem}).") from problem
+
+    def _run(self, node: NodeProto, operators: Any) -> None:
         given = [name for name in node.input if name]
         if (given and all(self.is_constant(name) for name in given)) or node.op_type in ("Shape", "Size"):
             outputs = operators["Constant"](self, node)
@@ -227,8 +240,8 @@ class Graph:
             self.arrays[name] = array.view(*self.shape(name))
 
     def _approximate(self, node: NodeProto) -> list[Array]:
-        self._approximated.append(f"{node.op_type} in {self.title(node)}")
-        shapes = [self.shape(name) for name in node.output if name]
+        self._approximated.append(f"{node.op_type} in {title(node)}")
+        shapes = [self.shapes[name] for name in node.output if name in self.shapes]
         nest = Elementwise(node.op_type.lower(), prod(shapes[0]))
         return self.f.emit_many(self.layer, nest, self.variables(node), [
             ("y" if i == 0 else f"y{i + 1}", shape, "activation", 32) for i, shape in enumerate(shapes)
@@ -242,13 +255,19 @@ class Graph:
                 raise CaptureError(f"{self.path}: output {name!r} does not depend on the inputs.")
             logits = self.arrays[name]
             width = logits.shape[1] if len(logits.shape) == 4 else logits.shape[-1]
-            labels = self.f.input("labels", (logits.elements // width,), 64, "int")
+            free = next(n for n in ("labels", "labels.added") if n not in self.f.tensors)
+            labels = self.f.input(free, (logits.elements // width,), 64, "int")
             self.f.cross_entropy_with("", logits, labels, width)
             self.warnings.append(f"The file has no loss; a cross-entropy over output {name!r} was added.")
         self.warnings += [f"Approximated as one pass over its result: {what}." for what in self._approximated]
         trace = self.f.trace()
         policy = (("approximate", "elementwise"),) if self._approximated else ()
         return replace(trace, header=replace(trace.header, policy=policy, warnings=tuple(self.warnings)))
+
+
+def title(node: NodeProto) -> str:
+    """How messages call a node: by its name, or by what it writes."""
+    return repr(node.name or f"{node.op_type} of {', '.join(node.output)}")
 
 
 def _module_path(scope: list[str]) -> str:

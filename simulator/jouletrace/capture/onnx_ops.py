@@ -1,4 +1,4 @@
-"""What each ONNX operator becomes. A function takes the graph and a node and returns the arrays of its outputs.
+"""What each ONNX operator becomes: functions from the graph and a node to the arrays of its outputs.
 
 Views (reshape, transpose, slice, expand) return an array over the same tensor and write no op.
 """
@@ -6,13 +6,14 @@ Views (reshape, transpose, slice, expand) return an array over the same tensor a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from math import prod
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from jouletrace.capture.forward import Array
-from jouletrace.capture.onnx_graph import MAX_STEPS, Graph
+from jouletrace.capture.onnx_graph import MAX_OPS, Graph, title
 from jouletrace.errors import LimitExceeded
 from jouletrace.trace.model import Elementwise, Gather, Gemm
 
@@ -29,7 +30,7 @@ Window = tuple[tuple[int, int], tuple[int, int], tuple[int, int, int, int], tupl
 
 
 def _window(g: Graph, node: NodeProto, x: Array, kernel: tuple[int, ...]) -> Window:
-    """Kernel, stride, (top, bottom, left, right) padding and dilation; one-dimensional ones get a height of 1.
+    """Kernel, stride, (top, bottom, left, right) padding and dilation; windows over a line get a height of 1.
 
     ``SAME`` and ``ceil_mode`` pad whatever the inferred outputs need.
     """
@@ -144,20 +145,36 @@ def _clip(g: Graph, node: NodeProto) -> list[Array]:
 
 def _arithmetic(g: Graph, node: NodeProto, function: str) -> list[Array]:
     """Operands that are single numbers belong to the op and are not read."""
+    if function == "add" and (biased := _bias(g, node)):
+        return biased
     operands = g.variables(node)
     if len(operands) == len(node.input):
         y = operands[0]
         for other in operands[1:]:  # Max and Sum take any number
             y = g.f.binary(g.layer, function, y, other)
         return [y]
-    number_first = g.is_constant(node.input[0])
-    function = {"sub": "neg" if number_first else "add", "div": "reciprocal" if number_first else "mul",
-                "max": "clamp", "min": "clamp", "pow": "exp" if number_first else "pow"}.get(function, function)  # fmt: skip
-    return [
-        g.f.emit(
-            g.layer, Elementwise(function, prod(g.shape(node.output[0]))), operands, g.shape(node.output[0])
-        )
-    ]
+    if g.is_number(node.input[0]):
+        function = {"sub": "neg", "div": "reciprocal", "pow": "exp"}.get(function, function)
+    else:
+        function = {"sub": "add", "div": "mul"}.get(function, function)
+    function = {"max": "clamp", "min": "clamp"}.get(function, function)
+    return [g.f.unary(g.layer, function, operands[0])]
+
+
+def _bias(g: Graph, node: NodeProto) -> list[Array]:
+    """A dense layer may be exported as product and sum; its bias is the third operand of the product."""
+    last = g.f.ops[-1] if g.f.ops else None
+    if last is None or not isinstance(last.nest, Gemm) or len(last.reads) != 2:
+        return []
+    for product, bias in (tuple(node.input), tuple(node.input)[::-1]):
+        y, width = g.arrays.get(product), last.nest.N
+        fits = bias in g.weights and g.weights[bias][1] == (width,) and width > 1
+        if fits and y is not None and last.writes == (y.tensor,) and g.uses[product] == 1:
+            b = g.parameter(node, list(node.input).index(bias))
+            touched = (*last.read_elements, width) if last.read_elements else ()
+            g.f.ops[-1] = replace(last, reads=(*last.reads, b.tensor), read_elements=touched)
+            return [y]
+    return []
 
 
 def _where(g: Graph, node: NodeProto) -> list[Array]:
@@ -259,8 +276,7 @@ def _constant(g: Graph, node: NodeProto) -> list[Array]:
         if attribute.name == "value" and attribute.HasField("t"):
             g.learn_values(node.output[0], attribute.t)
         elif attribute.name in ("value_float", "value_int", "value_floats", "value_ints"):
-            given = g.attribute(node, attribute.name, [])
-            g.values[node.output[0]] = list(given) if isinstance(given, list) else [given]
+            g.values[node.output[0]] = g.numbers(node, 1, attribute.name) or []
     return []
 
 
@@ -275,8 +291,9 @@ def _recurrent(g: Graph, node: NodeProto, function: str, gates: int) -> list[Arr
         raise g.problem(node, "peephole connections are not supported.")
     x = g.operand(node, 0)
     T, N, width = x.shape
-    if T > MAX_STEPS:
-        raise LimitExceeded(f"{g.path}: node {g.title(node)} has {T} time steps, more than {MAX_STEPS}.")
+    if len(g.f.ops) + 3 * T > MAX_OPS:
+        raise LimitExceeded(f"{g.path}: node {title(node)} has {T} time steps; the step would "
+                            f"have more than {MAX_OPS} ops.")  # fmt: skip
     H: int = g.attribute(node, "hidden_size", 0)
     directions = g.shape(node.input[1])[0]
     kinds = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}
@@ -289,9 +306,7 @@ def _recurrent(g: Graph, node: NodeProto, function: str, gates: int) -> list[Arr
         outputs.append(g.f.recurrent(g.layer, function, x, operands, states, reverse))
     y = outputs[0] if directions == 1 else g.f.copy(g.layer, "cat", outputs, (T, directions, N, H))
     if len(node.output) > 2 and any(node.output[2] in other.input for other in g.proto.node):
-        raise g.problem(
-            node, "the final cell state is used; only the outputs and the final hidden state can be."
-        )
+        raise g.problem(node, "the final cell state is used; only outputs and final hidden state can be.")
     return [y, y.view(directions, N, H)][: len(node.output)]
 
 
@@ -299,10 +314,10 @@ def _direction(
     g: Graph, node: NodeProto, index: int, direction: int, shape: tuple[int, ...], part: str = ""
 ) -> Array:
     """ONNX stacks the weights of all directions, and both biases; each is a parameter of its own."""
-    base = g.weights[node.input[index]][0] if node.input[index] in g.weights else ""
-    if not base:
+    if node.input[index] not in g.weights:
         raise g.problem(node, f"input {node.input[index]!r} is computed in the graph; it has to be a weight.")
-    return g.f.parameter(".".join(filter(None, (base, str(direction), part))), shape)
+    name = f"{g.weights[node.input[index]][0]}.{direction}"
+    return g.f.parameter(f"{name}.{part}" if part else name, shape)
 
 
 def _state(g: Graph, node: NodeProto, index: int, direction: int, shape: tuple[int, int]) -> Array:
@@ -336,17 +351,21 @@ OPERATORS: Mapping[str, Operator] = MappingProxyType({
         "Cos": "cos", "Sign": "sign", "Floor": "floor", "Ceil": "ceil", "Round": "round",
     }),
     "Clip": _clip,
-    **_family(_arithmetic, {"Add": "add", "Sum": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow",
-                            "Max": "max", "Min": "min", "PRelu": "prelu"}),
+    **_family(_arithmetic, {
+        "Add": "add", "Sum": "add", "Sub": "sub", "Mul": "mul", "Div": "div", "Pow": "pow", "Max": "max",
+        "Min": "min", "PRelu": "prelu",
+    }),
     "Where": _where, "Cast": _cast, "Dropout": _dropout,
-    **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Not"), _compare),
+    **dict.fromkeys(("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"), _compare),
+    **dict.fromkeys(("And", "Or", "Not"), _compare),
     **_family(_reduce, {"ReduceMean": "mean", "ReduceSum": "sum"}),
     "Softmax": _softmax, "LogSoftmax": _softmax,
     **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Transpose", "Expand"), _view),
     "Slice": _parts, "Split": _parts, "Concat": _concat, "Gather": _gather,
     **_family(_spread, {"Pad": "pad", "Tile": "tile"}),
     **dict.fromkeys(("Constant", "ConstantOfShape", "Shape", "Size", "Range", "Trilu", "EyeLike"), _constant),
-    "LSTM": partial(_recurrent, function="lstm", gates=4), "GRU": partial(_recurrent, function="gru", gates=3),
+    "LSTM": partial(_recurrent, function="lstm", gates=4),
+    "GRU": partial(_recurrent, function="gru", gates=3),
     "SoftmaxCrossEntropyLoss": _cross_entropy,
 })  # fmt: skip
 """ONNX operators with a rule."""

@@ -74,7 +74,7 @@ class Recorder(TorchDispatchMode):
             self._version[number] = 0
         return Ref(
             number, self._version[number], tuple(tensor.shape), tuple(tensor.stride()),
-            str(tensor.dtype).removeprefix("torch."),
+            str(tensor.dtype).removeprefix("torch."), int(tensor.storage_offset()),
         )  # fmt: skip
 
     def _plain(self, value: Any) -> Any:
@@ -91,7 +91,7 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         schema = func._schema
-        if schema.name in _NEEDS_DATA:
+        if schema.name in _NEEDS_DATA or schema.name == "aten::index":
             self._refuse_data(schema.name, args)
         if not self.recording:
             return func(*args, **kwargs)
@@ -135,7 +135,9 @@ class Recorder(TorchDispatchMode):
         self.rows += _each(row) if name.startswith("aten::_foreach_") else (row,)
 
     def _refuse_data(self, name: str, args: Any) -> None:
-        if any(isinstance(t, torch.Tensor) and t.device.type == "meta" for t in args):
+        if name == "aten::index" and any(t is not None and t.dtype == torch.bool for t in args[1]):
+            name = "aten::nonzero"  # what picking by a mask comes to
+        if name in _NEEDS_DATA and any(isinstance(t, torch.Tensor) and t.is_meta for t in args):
             raise CaptureError(
                 f"{user_place()}: {name} {_NEEDS_DATA[name]}, but a captured step has shapes and no values; "
                 "take the value out of the step (a constant, torch.where, a log line outside)"

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from jouletrace.capture.aten import LOSS_NODES, POINTWISE
+from jouletrace.capture.aten import LOSS_NODES, POINTWISE, fills_mask
 from jouletrace.capture.facts import Facts
 from jouletrace.capture.rows import Key, Ref, Row
 
@@ -141,13 +141,18 @@ def _accumulates(row: Row) -> bool:
 
 
 def _updates(rows: list[Row], facts: Facts) -> list[tuple[str, list[int]]]:
-    """Optimizer rows by parameter: runs of pointwise rows, of which the one that writes it is the update."""
+    """Optimizer rows by parameter: runs of pointwise rows, of which the one that writes it is the update.
+
+    What a step does to a parameter outside its optimizer (clipping weights) belongs to its update too.
+    """
+    parameters = {s: t.name for s, t in facts.existing.items() if t.role == "param"}
     owner: dict[int, str] = {s: t.owner for s, t in facts.existing.items() if t.owner}
     owner |= {storage: name for (storage, _), name in facts.gradients.items()}
     made: dict[int, set[str]] = {}
     runs: dict[str, list[list[int]]] = defaultdict(lambda: [[]])
     for i, row in enumerate(rows):
-        if row.stage != "optimizer":
+        outside = row.stage == "forward" and any(w.storage in parameters for w in row.writes)
+        if row.stage != "optimizer" and not outside:
             continue
         storages = [r.storage for r in (*row.reads, *row.outputs)]
         owners = {owner[s] for s in storages if s in owner}
@@ -157,16 +162,15 @@ def _updates(rows: list[Row], facts: Facts) -> list[tuple[str, list[int]]]:
         if len(owners) != 1:
             continue
         name = next(iter(owners))
-        if row.base in POINTWISE:
+        if row.base in (*POINTWISE, "clone", "copy", "_to_copy") or fills_mask(row):
             runs[name][-1].append(i)
         elif runs[name][-1]:
             runs[name].append([])
-    parameters = {t.name: s for s, t in facts.existing.items() if t.role == "param"}
     return [
         (name, run)
         for name, parts in runs.items()
         for run in parts
-        if any(w.storage == parameters.get(name) for i in run for w in rows[i].writes)
+        if any(parameters.get(w.storage) == name for i in run for w in rows[i].writes)
     ]
 
 

@@ -1,8 +1,8 @@
 """A training step from a forward pass: backward by reverse-mode rules, then one update per parameter.
 
-The rules (:mod:`jouletrace.capture.rules`) say, for one forward op, which ops compute the gradients of what it
-read; :class:`jouletrace.capture.tape.Tape` adds up the gradients of a tensor that is read more than once. This
-module walks the forward ops backwards and appends the optimizer.
+The rules (:mod:`jouletrace.capture.rules`) say, for one forward op, which ops compute the gradients of what
+it read; :class:`jouletrace.capture.tape.Tape` adds up the gradients of a tensor that is read more than once.
+This module walks the forward ops backwards and appends the optimizer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jouletrace.capture.rules import RULES
 from jouletrace.capture.tape import Tape
 from jouletrace.errors import CaptureError, UsageError, did_you_mean
 from jouletrace.trace.model import Tensor, Trace, Update
+from jouletrace.trace.prune import prune
 
 __all__ = ["OPTIMIZERS", "Optimizer", "train_step"]
 
@@ -24,7 +25,7 @@ __all__ = ["OPTIMIZERS", "Optimizer", "train_step"]
 class Optimizer:
     """An update rule: its states by their names in PyTorch, and operations per element.
 
-    Every addition, multiplication, division and root of the rule counts once; ``decay`` is what weight decay adds.
+    Every addition, multiplication, division and root counts once; ``decay`` is what weight decay adds.
     """
 
     states: tuple[str, ...]
@@ -48,8 +49,8 @@ def train_step(forward: Trace, optimizer: str = "sgd_momentum", weight_decay: bo
 
     >>> from jouletrace.capture.zoo import zoo_forward
     >>> step = train_step(zoo_forward("lenet10-cifar10", batch=4), "sgd")
-    >>> [op.name for op in step.ops if op.layer == "conv1"]
-    ['conv1:forward', 'conv1:backward_weight', 'conv1.sum:backward_weight', 'conv1.weight:update', 'conv1.bias:update']
+    >>> [op.name for op in step.ops if op.layer == "conv1" and op.phase != "update"]
+    ['conv1:forward', 'conv1:backward_weight', 'conv1.sum:backward_weight']
     """
     if optimizer not in OPTIMIZERS:
         raise UsageError(f"Optimizer {optimizer!r} is not known{did_you_mean(optimizer, tuple(OPTIMIZERS))}; "
@@ -100,9 +101,9 @@ def _update(tape: Tape, optimizer: str, weight_decay: bool) -> None:
 
 
 def _finish(tape: Tape, optimizer: str) -> Trace:
-    """The step; whatever backward reads of the forward pass is marked as saved."""
+    """The step without work in vain; whatever backward reads of the forward pass is marked as saved."""
     saved = {t for op in tape.ops if op.phase.startswith("backward") for t in op.reads}
     saved &= {t.name for t in tape.forward.tensors}
     tensors = tuple(replace(t, saved=True) if t.name in saved else t for t in tape.tensors.values())
     header = replace(tape.forward.header, optimizer=optimizer)
-    return Trace(header, tensors, tuple(tape.ops), tape.forward.extensions)
+    return prune(Trace(header, tensors, tuple(tape.ops), tape.forward.extensions))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
-__all__ = ["Key", "Place", "Ref", "Row", "Stage", "references"]
+__all__ = ["Key", "Place", "Ref", "Row", "Stage", "references", "touched"]
 
 Stage = Literal["forward", "backward", "optimizer"]
 Key = tuple[int, int]  # storage, version
@@ -26,10 +26,16 @@ class Ref:
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     dtype: str
+    offset: int = 0
 
     @property
     def key(self) -> Key:
         return self.storage, self.version
+
+    @property
+    def part(self) -> tuple[object, ...]:
+        """Which elements of the storage."""
+        return self.storage, self.offset, self.shape, self.strides
 
     @property
     def elements(self) -> int:
@@ -84,6 +90,15 @@ class Row:
         """``add`` for both ``aten::add`` and ``aten::add_``."""
         name = self.name.removeprefix("aten::")
         return name if name.startswith("__") else name.removesuffix("_")
+
+
+def touched(uses: Iterable[Ref], whole: int) -> int:
+    """Elements of one tensor that several uses of it touch together, at most the ``whole``.
+
+    Different parts count one by one, the same part once; parts that overlap count twice.
+    """
+    parts = {use.part: use.distinct for use in uses}
+    return min(sum(parts.values()), whole)
 
 
 def references(value: object) -> Iterator[Ref]:

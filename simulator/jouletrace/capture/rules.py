@@ -33,15 +33,18 @@ from jouletrace.trace.model import (
 
 __all__ = ["ELEMENTWISE", "RULES"]
 
-# What the backward of a function of one operand reads besides the incoming gradient: its operand
-# (x), its result (y), both, or nothing. None: the function has no gradient.
-ELEMENTWISE: Mapping[str, str | None] = MappingProxyType({
-    "relu": "y", "sigmoid": "y", "tanh": "y", "exp": "y", "sqrt": "y", "reciprocal": "y",
-    "relu6": "x", "clamp": "x", "leaky_relu": "x", "elu": "x", "selu": "x", "celu": "x", "softplus": "x",
-    "gelu": "x", "silu": "x", "hardswish": "x", "hardsigmoid": "x", "mish": "x", "erf": "x", "log": "x",
-    "pow": "x", "abs": "x", "sin": "x", "cos": "x",
-    "mul": "", "div": "", "neg": "", "cast": "",
-    "sign": None, "floor": None, "ceil": None, "round": None, "compare": None,
+# What the backward of an elementwise function reads besides the incoming gradient, for each of its operands:
+# its operands (a, b, c), its result (y), both, or nothing. "=": the gradient passes through and no op is
+# needed. "-": no gradient.
+ELEMENTWISE: Mapping[str, tuple[str, ...]] = MappingProxyType({
+    "add": ("=", "="), "sub": ("=", ""), "mul": ("b", "a"), "div": ("b", "ab"), "max": ("ab", "ab"),
+    "min": ("ab", "ab"), "pow": ("ab", "ab"), "prelu": ("ab", "ab"), "where": ("-", "a", "a"),
+    **dict.fromkeys(("relu", "sigmoid", "tanh", "exp", "sqrt", "reciprocal"), ("y",)),
+    **dict.fromkeys(("relu6", "clamp", "leaky_relu", "elu", "selu", "celu", "softplus", "gelu"), ("a",)),
+    **dict.fromkeys(("silu", "hardswish", "hardsigmoid", "mish"), ("a",)),
+    **dict.fromkeys(("erf", "log", "abs", "sin", "cos"), ("a",)),
+    **dict.fromkeys(("neg", "cast"), ("",)),
+    **dict.fromkeys(("sign", "floor", "ceil", "round"), ("-",)),
 })  # fmt: skip
 
 
@@ -98,73 +101,38 @@ def _full(operand: Array, batch: int, rows: int, columns: int) -> tuple[int, ...
 
 
 def _elementwise(tape: Tape, op: Op) -> None:
+    """One pass over the elements of the result gives the gradient of each operand that needs one."""
     gy = tape.gradient(op.writes[0])
     if gy is None:
         return
-    function = cast(Elementwise, op.nest).function
-    if function in _OF_SEVERAL:
-        _OF_SEVERAL[function](tape, op, gy)
-    elif function == "add":
-        for i in range(len(op.reads)):
+    nest = cast(Elementwise, op.nest)
+    backward = Elementwise(f"{nest.function}_backward", nest.elements)
+    operands = tape.operands(op)
+    for i, reads in enumerate(_reads_of_backward(tape, op, nest.function)):
+        if reads == "=":
             tape.give(op, i, gy)
-    elif len(op.reads) == 1 and function in ELEMENTWISE:
-        saves = ELEMENTWISE[function]
-        if saves is not None:
-            reads = {"x": (tape.operand(op, 0),), "y": (tape.result(op),), "": ()}[saves]
-            _pointwise(tape, op, 0, (gy, *reads))
-    elif tape.approximate:
-        for i in range(len(op.reads)):
-            _pointwise(tape, op, i, (gy, *(tape.operand(op, j) for j in range(len(op.reads)))))
-    else:
-        known = (*ELEMENTWISE, *_OF_SEVERAL, "add")
-        raise CaptureError(f"{op.name}: no reverse rule for the elementwise function {function!r} of "
-                           f"{len(op.reads)} operand(s){did_you_mean(function, known)}.")  # fmt: skip
+        elif reads != "-" and tape.needs(op, i):
+            kept = [
+                tape.result(op) if letter == "y" else operands[_LETTERS.index(letter)] for letter in reads
+            ]
+            tape.give(op, i, tape.emit(op.layer, backward, (gy, *kept), gy.shape, operands[i].tensor))
 
 
-def _pointwise(tape: Tape, op: Op, index: int, reads: tuple[Array, ...]) -> None:
-    """One pass over the elements of the result gives the gradient of operand ``index``."""
-    if tape.needs(op, index):
-        nest = cast(Elementwise, op.nest)
-        of = tape.operand(op, index).tensor
-        backward = Elementwise(f"{nest.function}_backward", nest.elements)
-        tape.give(op, index, tape.emit(op.layer, backward, reads, reads[0].shape, of))
+_LETTERS = "abcdefghijklmnopqrstuvwx"  # of operands; y is the result
 
 
-def _sub(tape: Tape, op: Op, gy: Array) -> None:
-    tape.give(op, 0, gy)
-    _pointwise(tape, op, 1, (gy,))
-
-
-def _mul(tape: Tape, op: Op, gy: Array) -> None:
-    if len(op.reads) == 1:
-        _pointwise(tape, op, 0, (gy,))
-    else:
-        _pointwise(tape, op, 0, (gy, tape.operand(op, 1)))
-        _pointwise(tape, op, 1, (gy, tape.operand(op, 0)))
-
-
-def _div(tape: Tape, op: Op, gy: Array) -> None:
-    if len(op.reads) == 1:
-        _pointwise(tape, op, 0, (gy,))
-    else:
-        _pointwise(tape, op, 0, (gy, tape.operand(op, 1)))
-        _pointwise(tape, op, 1, (gy, tape.operand(op, 0), tape.operand(op, 1)))
-
-
-def _select(tape: Tape, op: Op, gy: Array) -> None:
-    """max, min and pow read both operands again."""
-    for i in range(len(op.reads)):
-        _pointwise(tape, op, i, (gy, *(tape.operand(op, j) for j in range(len(op.reads)))))
-
-
-def _where(tape: Tape, op: Op, gy: Array) -> None:
-    for i in (1, 2):
-        _pointwise(tape, op, i, (gy, tape.operand(op, 0)))
-
-
-_OF_SEVERAL: Mapping[str, Callable[[Tape, Op, Array], None]] = MappingProxyType({
-    "sub": _sub, "mul": _mul, "div": _div, "max": _select, "min": _select, "prelu": _select, "where": _where,
-})  # fmt: skip
+def _reads_of_backward(tape: Tape, op: Op, function: str) -> tuple[str, ...]:
+    """The entry of the table; a second operand that is a number is none, and nothing of it is read."""
+    arity = len(op.reads)
+    known = ELEMENTWISE.get(function)
+    if known is not None and arity == 1:
+        return (known[0].replace("b", ""),)
+    if known is not None and arity <= len(known):
+        return known[:arity]
+    if tape.approximate:
+        return (_LETTERS[:arity],) * arity
+    raise CaptureError(f"{op.name}: no reverse rule for the elementwise function {function!r} of {arity} "
+                       f"operand(s){did_you_mean(function, tuple(ELEMENTWISE))}.")  # fmt: skip
 
 
 def _norm(tape: Tape, op: Op) -> None:

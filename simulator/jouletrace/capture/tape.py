@@ -1,4 +1,4 @@
-"""What the reverse-mode rules write on: the ops of the step so far, and the gradients given to every tensor."""
+"""What the reverse-mode rules write on: the ops so far, and the gradients given to every tensor."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Tape:
 
     def emit_many(self, layer: str, nest: Nest, reads: Sequence[Array],
                   writes: Sequence[tuple[str, Sequence[int], str]], phase: Phase) -> list[Array]:  # fmt: skip
-        """Append an op that writes gradients, each given by a label, its shape and the tensor it belongs to."""
+        """Append an op that writes gradients, each by its label, its shape and the tensor it is of."""
         name = self._names.op(layer, nest, phase)
         outs = [Array(f"{name}.{label}", tuple(shape)) for label, shape, _ in writes]
         for out, (_, _, of) in zip(outs, writes, strict=True):
@@ -91,11 +91,15 @@ class Tape:
                            read_elements=() if whole else touched))  # fmt: skip
 
     def give(self, op: Op, index: int, gradient: Array) -> None:
-        """Hand a gradient to operand ``index`` of a forward op; a broadcast operand gets its sum."""
+        """Hand a gradient to operand ``index`` of a forward op; a broadcast operand gets its sum.
+
+        A parameter of lower rank (a bias) is summed for even where the batch has one sample.
+        """
         if not self.needs(op, index):
             return
         operand = self.operand(op, index)
-        if gradient.elements > operand.elements:
+        lower = self._is_param(operand.tensor) and len(operand.shape) < len(gradient.shape)
+        if lower or gradient.elements > operand.elements:
             nest = Reduce("sum", gradient.elements, operand.elements)
             gradient = self.emit(op.layer, nest, (gradient,), operand.shape, operand.tensor)
         self.give_tensor(op, operand.tensor, gradient)
@@ -117,11 +121,10 @@ class Tape:
         """
         tensor = self.tensors[name]
         parts = [g for g in given if g[1].elements < tensor.elements]
-        whole = [g for g in given if g[1].elements >= tensor.elements]
         if parts and sum(g.elements for _, g in parts) == tensor.elements:
-            whole.append(self._join(tensor, parts))
+            whole = [*(g for g in given if g not in parts), self._join(tensor, parts)]
         else:
-            whole += [self._pad(tensor, *part) for part in parts]
+            whole = [self._pad(tensor, *g) if g in parts else g for g in given]
         if not whole:
             return None
         total = whole[0][1]
@@ -145,15 +148,8 @@ class Tape:
         return layer, joined
 
     def _pad(self, tensor: Tensor, layer: str, part: Array) -> Given:
-        """Slices are undone one axis at a time, the last one first."""
-        goals = [tensor.shape]
-        if len(part.shape) == len(tensor.shape):
-            sliced = [axis for axis, size in enumerate(part.shape) if size != tensor.shape[axis]]
-            goals = [(*part.shape[:axis], *tensor.shape[axis:]) for axis in reversed(sliced)]
-        for shape in goals:
-            padded = Tensor("", shape, 32, "fp", "gradient")
-            part = self.emit(layer, Copy("pad", padded.elements), (part,), shape, tensor.name)
-        return layer, part
+        nest = Copy("pad", tensor.elements)
+        return layer, self.emit(layer, nest, (part,), tensor.shape, tensor.name)
 
 
 def _cut_along(axis: int, shapes: list[tuple[int, ...]], whole: tuple[int, ...]) -> bool:

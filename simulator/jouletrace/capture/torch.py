@@ -43,6 +43,7 @@ from jouletrace.capture.facts import Existing, Facts, Recurrent
 from jouletrace.capture.lower import lower_rows
 from jouletrace.capture.recipe import load_recipe
 from jouletrace.capture.record import PACKAGES, Recorder
+from jouletrace.trace.check import check
 from jouletrace.trace.model import Header, Loss, Role, Trace
 
 __all__ = ["capture_recipe", "capture_step"]
@@ -94,7 +95,9 @@ def capture_step(recipe: Recipe, batch: int, name: str | None = None) -> Trace:
     trace = lower_rows(session.recorder.rows, session.facts, header)
     forward = (op.nest for op in trace.ops if op.phase == "forward")
     losses = dict.fromkeys(nest.function for nest in forward if isinstance(nest, Loss))
-    return replace(trace, header=replace(header, loss=", ".join(losses)))
+    trace = replace(trace, header=replace(header, loss=", ".join(losses)))
+    check(trace)
+    return trace
 
 
 def _built(recipe: Recipe, batch: int) -> tuple[torch.nn.Module, Callable[[], object]]:
@@ -133,8 +136,10 @@ class _Session:
             register_optimizer_step_post_hook(self._optimizer_ends),
         )
         try:
-            with self._opinion.tracker, self._tags, self.recorder:
+            with self._opinion.tracker, self._tags, self.recorder, self._cpu:
                 step()
+            if record:
+                self._find_gradients()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -143,6 +148,10 @@ class _Session:
         """One op per parameter, not one per list of parameters; counters are plain numbers on the CPU."""
         if all(optimizer is not known for known in self.optimizers):
             self.optimizers.append(optimizer)
+        for state in optimizer.state.values():
+            for key, value in state.items():
+                if isinstance(value, torch.Tensor) and not value.shape and value.is_meta:
+                    state[key] = torch.ones((), dtype=value.dtype, device="cpu")
         for group in optimizer.param_groups:
             group["foreach"] = False
             for parameter in group["params"]:
@@ -165,7 +174,7 @@ class _Session:
         for name, parameter in self._parameters():
             self._name(name, parameter, "param", name)
             if parameter.grad is not None:
-                self._name(f"{name}.grad", parameter.grad, "weight_gradient", name)
+                self._name(f"{name}.grad", parameter.grad, "buffer", name)  # outlives the step
             for optimizer in self.optimizers:
                 for key, state in optimizer.state.get(parameter, {}).items():
                     self._name(f"{name}.{key}", state, "optimizer_state", name)
@@ -174,6 +183,13 @@ class _Session:
                 self._name(f"{path}.{key}" if path else key, value, "buffer")
         for name, tensor in _data(step):
             self._name(name, tensor, "input")
+
+    def _find_gradients(self) -> None:
+        """Gradients of parameters that no optimizer saw, as in a step that does the update itself."""
+        seen = set(self.facts.gradients.values())
+        for name, parameter in self._parameters():
+            if name not in seen and parameter.grad is not None:
+                self.facts.gradients[self.recorder.ref(parameter.grad).key] = name
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         """Parameters of the model by path, then those that only an optimizer knows."""
@@ -205,8 +221,9 @@ class _Session:
 
 
 def _data(step: Callable[[], object]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Tensors that the step uses from around it, by the names of its variables."""
-    for name, value in inspect.getclosurevars(step).nonlocals.items():
+    """Tensors that a step function uses from around it, by the names of its variables."""
+    around = inspect.getclosurevars(step) if inspect.isroutine(step) else None
+    for name, value in {**around.globals, **around.nonlocals}.items() if around else ():
         if isinstance(value, torch.Tensor):
             yield name, value
         elif isinstance(value, dict | list | tuple):

@@ -1,7 +1,7 @@
 """Built-in networks: training steps of well-known models, without a framework and without data.
 
-Each network is a short list of layers over :class:`jouletrace.capture.forward.Forward`, with the layer names of
-the PyTorch recipe of the same name in ``workloads/``. :func:`zoo` gives the whole training step.
+Each network is a short list of layers over :class:`jouletrace.capture.forward.Forward`, with the layer names
+of its PyTorch recipe in ``workloads/``. :func:`zoo` gives the whole training step.
 
 =========================  =====================================================================
 name                       source
@@ -79,7 +79,7 @@ def _network(name: str) -> Network:
         return ZOO[name]
     match = re.fullmatch(r"resnet(\d{1,4})(-identity)?-cifar(100?)", name)
     if match is None or int(match[1]) < 8 or int(match[1]) % 6 != 2:
-        raise UsageError(f"No built-in network {name!r}{did_you_mean(name, tuple(ZOO))}.")
+        raise UsageError(f"No built-in network {name!r}{did_you_mean(name, tuple(ZOO))}")
     return _cifar_resnet_of(int(match[1]), int(match[3]), match[2] is not None)
 
 
@@ -246,8 +246,8 @@ def _lstm2(f: Forward) -> None:
 def _attention(f: Forward, name: str, x: Array, heads: int, causal: bool) -> Array:
     """Scaled dot-product attention as PyTorch computes it without a fused kernel.
 
-    Queries and keys are scaled; heads lie strided in the joint projection, so every operand of a product and the
-    merged result are copied once.
+    Queries and keys are scaled; heads lie strided in the joint projection, so every operand of a product and
+    the merged result are copied once.
     """
     N, T, width = x.shape
     D = width // heads

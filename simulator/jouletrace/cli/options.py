@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from typing import TypeAlias
 
-__all__ = ["add_hardware", "progress_bar"]
+__all__ = ["Commands", "add_overrides", "progress_bar"]
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
 
 
-def add_hardware(parser: argparse.ArgumentParser) -> None:
-    """``--hardware`` and ``--set``, wherever a command needs an accelerator."""
-    parser.add_argument("--hardware", metavar="SPEC", help="a shipped accelerator (see 'jouletrace hardware') or a YAML file")
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """``--set``, wherever a command reads a hardware spec."""
     parser.add_argument(
         "--set", dest="overrides", metavar="PATH=VALUE", action="append", default=[],
         help="change one value of the spec, as in --set dram.bandwidth='1 GB/s'; may be repeated",
@@ -20,7 +22,7 @@ def add_hardware(parser: argparse.ArgumentParser) -> None:
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None] | None]:
+def progress_bar(title: str) -> Generator[Callable[[int, int], None] | None]:
     """A callback (done, total) that moves a bar on standard error; None where that is no terminal."""
     if not sys.stderr.isatty():
         yield None

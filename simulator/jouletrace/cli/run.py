@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import os
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from io import TextIOWrapper
+from typing import TYPE_CHECKING
 
-from jouletrace.cli.options import add_hardware, progress_bar
+from jouletrace.cli.options import Commands, add_overrides, progress_bar
 from jouletrace.errors import UsageError
+
+if TYPE_CHECKING:
+    from jouletrace.result import Result
 
 __all__ = ["add", "execute"]
 
+FILES = ("json", "csv", "timeline", "svg")
 
-def add(commands: Any) -> None:
+
+def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "run", help="replay a training step on an accelerator",
         description="Replays a captured training step, or a part of it, and prices every access.",
     )  # fmt: skip
     parser.add_argument("trace", metavar="TRACE", nargs="?", help="a shipped trace (see 'jouletrace traces') or a file")
     parser.add_argument("--from", dest="source", metavar="RESULT.json", help="repeat the run that made this result")
-    add_hardware(parser)
+    parser.add_argument("--hardware", metavar="SPEC", help="a shipped accelerator (see 'jouletrace hardware') or a YAML file")
+    add_overrides(parser)
     parser.add_argument("--engine", default="events", choices=["events"], help="the engine that counts cycles")
     parser.add_argument("--only", metavar="LAYER[:PHASE]", help="replay these ops alone, as in --only layer1.0:forward")
     parser.add_argument("--micro-batch", metavar="N", type=int, help="process N samples at a time, to need less DRAM")
@@ -41,18 +51,44 @@ def execute(arguments: argparse.Namespace) -> None:
 
         print_statistics()
         return
-    result = _replay(arguments)
-    _write(arguments, result)
+    with _outputs(arguments) as write:
+        result = _replay(arguments)
+        write(result)
 
     from jouletrace.report.table import print_report
 
     print_report(result, top=arguments.top, by=arguments.by)
-    for what in ("json", "csv", "timeline", "svg"):
-        if getattr(arguments, what):
-            print(f"{what}: {getattr(arguments, what)}")
+    for what in FILES:
+        if path := getattr(arguments, what):
+            print(f"{what}: {path}")
 
 
-def _replay(arguments: argparse.Namespace) -> Any:
+@contextmanager
+def _outputs(arguments: argparse.Namespace) -> Generator[Callable[[Result], None]]:
+    """A function that writes all files that were asked for, or none.
+
+    Their places are tried before the replay; each file is renamed into place after the last one is complete.
+    """
+    from jouletrace.files import replacing
+
+    places = {what: path for what in FILES if (path := getattr(arguments, what))}
+    if len({os.path.realpath(path) for path in places.values()}) < len(places):
+        raise UsageError(f"two outputs go to the same file: {', '.join(places.values())}; name a file for each")
+    with ExitStack() as stack:
+        files = {what: stack.enter_context(replacing(path)) for what, path in places.items()}
+
+        def write(result: Result) -> None:
+            from jouletrace.report.export import EXPORTS
+
+            for what, file in files.items():
+                text = TextIOWrapper(file, "utf-8", newline="", write_through=True)
+                EXPORTS[what](text, result)
+                text.detach()
+
+        yield write
+
+
+def _replay(arguments: argparse.Namespace) -> Result:
     from jouletrace.replay import reproduce, simulate
 
     if arguments.source:
@@ -77,26 +113,3 @@ def _replay(arguments: argparse.Namespace) -> Any:
             trace, hardware, engine=arguments.engine, only=arguments.only, micro_batch=arguments.micro_batch,
             allow_dram_overflow=arguments.allow_dram_overflow, progress=progress,
         )  # fmt: skip
-
-
-def _write(arguments: argparse.Namespace, result: Any) -> None:
-    """Makes every file's content first and writes then, so that a failure leaves all old files as they are."""
-    from jouletrace.files import write_file
-
-    contents: dict[str, str | bytes] = {}
-    if arguments.json:
-        contents[arguments.json] = result.to_json()
-    if arguments.csv:
-        from jouletrace.report.export import to_csv
-
-        contents[arguments.csv] = to_csv(result)
-    if arguments.svg:
-        from jouletrace.report.svg import energy_picture
-
-        contents[arguments.svg] = energy_picture(result)
-    if arguments.timeline:
-        from jouletrace.report.timeline import timeline
-
-        contents[arguments.timeline] = timeline(result)
-    for path, content in contents.items():
-        write_file(path, content)

@@ -22,16 +22,14 @@ def check(program: Program) -> None:
         problems.append("a round-robin port needs the index of an engine; name one in Port(engine=...)")
     if program.port.grant_cycles < 1:
         problems.append(f"grant_cycles must be at least 1 (got {program.port.grant_cycles})")
-    if len(program.sequence) and not (
-        program.sequence.min() >= 0 and program.sequence.max() < len(program.commands)
-    ):
-        problems.append(f"the sequence names commands outside 0 .. {len(program.commands) - 1}")
-
+    sequence = program.sequence
+    if len(sequence) and not (sequence.min() >= 0 and sequence.max() < len(program.commands)):
+        raise MappingError(
+            [*problems, f"the sequence names commands outside 0 .. {len(program.commands) - 1}"]
+        )
     # A serial run, with every transfer's port cycles apart from its own, bounds the cycles of any run.
-    elif (
-        2 * sum(c.cycles * n for c, n in zip(program.commands, program.repeats.tolist(), strict=True))
-        >= 2**63
-    ):
+    serial = sum(c.cycles * n for c, n in zip(program.commands, program.repeats.tolist(), strict=True))
+    if 2 * serial >= 2**63:
         problems.append("the commands take more cycles than 64 bits can count; split the step")
 
     for command in program.commands:

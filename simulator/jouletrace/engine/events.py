@@ -61,9 +61,18 @@ def simulate(
     >>> counts.cycles, counts.intervals.start.tolist()
     (32, [0, 5, 5, 14, 14, 23])
     """
+    deadline = None if max_seconds is None else monotonic() + max_seconds
     check(program)
     run = _Run(program)
-    deadline = None if max_seconds is None else monotonic() + max_seconds
+    total = len(program.sequence)
+
+    def beyond(limit: str, option: str) -> LimitExceeded:
+        started = sum(cycle >= 0 for cycle in run.start)
+        return LimitExceeded(
+            f"the simulation reached its limit of {limit} at cycle {run.env.now}, with {started} of {total} "
+            f"commands started; raise {option}"
+        )
+
     step, events = run.env.step, 0
     try:
         while True:
@@ -72,24 +81,18 @@ def simulate(
                 step()
                 events += 1
             if max_events is not None and events > max_events:
-                raise LimitExceeded(
-                    f"the simulation reached its limit of {max_events} events at cycle {run.env.now}, after "
-                    f"{run.done} of {len(program.sequence)} commands; raise max_events"
-                )
+                raise beyond(f"{max_events} events", "max_events")
             if deadline is not None and monotonic() > deadline:
-                raise LimitExceeded(
-                    f"the simulation reached its limit of {max_seconds} s at cycle {run.env.now}, after "
-                    f"{run.done} of {len(program.sequence)} commands; raise max_seconds"
-                )
+                raise beyond(f"{max_seconds} s", "max_seconds")
             if progress is not None:
-                progress(run.done, len(program.sequence))
+                progress(run.done, total)
     except EmptySchedule:
         pass
     started = np.frombuffer(run.start, dtype=np.int64)
     if len(started) and int(started.min()) < 0:
         raise explain(program, started >= 0, run.env.now)
     if progress is not None:
-        progress(len(program.sequence), len(program.sequence))
+        progress(total, total)
     return collect(program, run.intervals(), "events", events)
 
 
@@ -187,16 +190,18 @@ class _Run:
         order of that driver and needs none.
         """
         program = self._program
+        visits = np.zeros((len(program.engines), len(program.commands)), dtype=np.bool_)
         drivers: dict[int, set[int]] = {}
         outlasts: set[int] = set()
-        for command in program.commands:
-            driver, own = command.holds[0]
+        for index, command in enumerate(program.commands):
+            driver, own_cycles = command.holds[0]
             for engine, cycles in command.holds:
+                visits[engine, index] = True
                 drivers.setdefault(engine, set()).add(driver)
-                if cycles > own:
+                if cycles > own_cycles:
                     outlasts.add(engine)
         return {
-            engine: np.array([any(held == engine for held, _ in c.holds) for c in program.commands])
+            engine: visits[engine]
             for engine, of in sorted(drivers.items())
             if engine != self._port_engine and (len(of) > 1 or engine in outlasts)
         }
@@ -251,7 +256,7 @@ class _Run:
 
     def _transfer(
         self, driver: int, delay: int, own_cycles: int, port_cycles: int, alarm: Alarm
-    ) -> Generator[Event]:
+    ) -> Generator[Event, None, None]:
         """A command on a round-robin port: holds its driver until its own cycles and its grants are over."""
         if delay:
             yield alarm.ring_in(delay)

@@ -1,4 +1,4 @@
-"""Whether a spec makes sense as a design: its parts fit together, it fits its board, its numbers are plausible."""
+"""Whether a spec makes sense as a design: its parts agree, it fits its board, its numbers are plausible."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from fractions import Fraction
 from typing import get_args
 
 from jouletrace.errors import EnergyError, did_you_mean
-from jouletrace.hardware.energy import EXTRAPOLATED, price_list
+from jouletrace.hardware.energy import price_list
 from jouletrace.hardware.spec import Buffer, ChannelParallel, Current, DramDevice, Hardware, Timing
+from jouletrace.hardware.sram import EXTRAPOLATED
 from jouletrace.hardware.yaml_text import Path
 from jouletrace.units import show_bytes
 
@@ -78,11 +79,9 @@ def _buffers(hardware: Hardware) -> Iterator[Problem]:
             blocks = buffer.bram36 * BRAM36_BYTES + buffer.uram * URAM_BYTES
             if buffer.capacity_bytes > blocks:
                 needed = -(-(buffer.capacity_bytes - buffer.uram * URAM_BYTES) // BRAM36_BYTES)
-                yield (
-                    path,
-                    f"holds {buffer.copies} x {show_bytes(buffer.size_bytes)}, more than its {buffer.bram36} BRAM36 and "
-                    f"{buffer.uram} URAM ({show_bytes(blocks)}); it takes at least {needed} BRAM36",
-                )
+                have = f"its {buffer.bram36} BRAM36 and {buffer.uram} URAM ({show_bytes(blocks)})"
+                size = f"{buffer.copies} x {show_bytes(buffer.size_bytes)}"
+                yield path, f"holds {size}, more than {have}; it takes at least {needed} BRAM36"
 
 
 def _shared(hardware: Hardware, name: str, buffer: Buffer) -> Iterator[Problem]:
@@ -154,9 +153,7 @@ def _limits(hardware: Hardware) -> Iterator[Problem]:
     for block, have in (("bram36", board.bram36), ("uram", board.uram)):
         uses = {name: int(getattr(buffer, block)) for name, buffer in hardware.buffers.items()}
         listed = ", ".join(f"{name} {n}" for name, n in uses.items() if n)
-        yield from _limit(
-            block, sum(uses.values()), have, hardware, listed, ("buffers",), "smaller or fewer buffers"
-        )
+        yield from _limit(block, sum(uses.values()), have, hardware, listed, ("buffers",), "smaller or fewer buffers")
 
 
 def _limit(
@@ -165,8 +162,8 @@ def _limit(
     if used > have:
         yield (
             path,
-            f"needs {used} {what} ({listed}), and board {hardware.board.name!r} has {have}: {used - have} too many; "
-            f"take {cure}, or another board",
+            f"needs {used} {what} ({listed}), and board {hardware.board.name!r} has {have}: "
+            f"{used - have} too many; take {cure}, or another board",
         )
 
 
@@ -176,9 +173,7 @@ def warnings(hardware: Hardware) -> list[str]:
 
     def expect(path: str, value: float, low: float, high: float, unit: str) -> None:
         if not low <= value <= high:
-            found.append(
-                f"{path}: {value:.4g} {unit} lies outside the usual {low:g} to {high:g} {unit}; check it"
-            )
+            found.append(f"{path}: {value:.4g} {unit} lies outside the usual {low:g} to {high:g} {unit}; check it")
 
     expect("clock", hardware.clock_hz / 1e6, 10, 5000, "MHz")
     expect("dram.efficiency", float(hardware.dram.efficiency), 0.3, 1, "of the peak")
@@ -200,15 +195,13 @@ def warnings(hardware: Hardware) -> list[str]:
         elif component.startswith("buffer.") and action == "read":
             expect(f"energy of {component}", price.energy_aj / 1e6, 0.01, 1000, "pJ")
         if EXTRAPOLATED in price.source and action != "write":
-            found.append(
-                f"energy of {component}: no memory of about its size is in the table; {price.source}"
-            )
+            found.append(f"energy of {component}: no memory of about its size is in the table; {price.source}")
     energy = hardware.energy
     tables = {t.name: t for t in (energy.array, energy.buffers, energy.vector, energy.host, energy.dram) if t}
     for table in tables.values():
         if table.normalised_to is not None and (len(tables) > 1 or energy.dram is None):
             found.append(
-                f"energy: table {table.name!r} is in multiples of {table.normalised_to}, and stands beside prices in "
-                "joules; their sum means nothing"
+                f"energy: table {table.name!r} is in multiples of {table.normalised_to}, and stands beside "
+                "prices in joules; their sum means nothing"
             )
     return found

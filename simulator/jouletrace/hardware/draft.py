@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -11,7 +12,15 @@ from pydantic import ValidationError
 from jouletrace.errors import SpecError, did_you_mean
 from jouletrace.hardware.sentences import keys_at, path_in, sentence
 from jouletrace.hardware.spec import Hardware
-from jouletrace.hardware.yaml_text import Document, Path, as_list, as_mapping, read_file, read_text
+from jouletrace.hardware.yaml_text import (
+    Document,
+    Path,
+    as_list,
+    as_mapping,
+    one_line,
+    read_file,
+    read_text,
+)
 from jouletrace.resources import folder
 
 __all__ = ["Draft", "dotted"]
@@ -26,6 +35,7 @@ _REFERENCES: dict[Path, str] = {
     ("energy", "host"): "energy",
     ("energy", "dram"): "energy",
 }
+_ENOUGH = 100
 
 
 def dotted(path: Path) -> str:
@@ -50,9 +60,15 @@ class Draft:
         self._values = dict(document.values)
         self._keys = dict(document.keys)
         self._missing: set[Path] = set()
+        self._files: dict[FilePath, Document] = {}
 
     def problem(self, path: Path, text: str, *, at_key: bool = False) -> None:
-        """Notes a problem at the value (or the key) of ``path``, or at the nearest place above it."""
+        """Notes a problem at the value (or the key) of ``path``, or at the nearest place above it.
+
+        After enough of them no more are noted: a file of nothing but slips is not worth a megabyte of text.
+        """
+        if self.is_full:
+            return
         place = self._keys.get(path) if at_key else None
         above = path
         while place is None:
@@ -60,17 +76,23 @@ class Draft:
             above = above[:-1]
         self.problems.append(f"{place}: {dotted(path)}: {text}" if path else f"{place}: {text}")
 
+    @property
+    def is_full(self) -> bool:
+        return len(self.problems) >= _ENOUGH
+
+    def is_missing(self, path: Path) -> bool:
+        """Whether the path lies in a file that could not be read, which is a problem already noted."""
+        return any(path[: len(missing)] == missing for missing in self._missing)
+
     def fail(self) -> None:
         """Raises :class:`SpecError` with all problems, in the order of the text, if there are any."""
         if self.problems:
-            raise SpecError(sorted(dict.fromkeys(self.problems), key=_place))
+            raise SpecError([one_line(problem) for problem in sorted(dict.fromkeys(self.problems), key=_place)])
 
     # -- references --------------------------------------------------------------------------------
 
     def inline(self) -> None:
         """Puts the files that the spec names in the places of their names."""
-        if as_mapping(self.data) is None:
-            self.problem((), "is no mapping of keys to values; docs/hardware.md shows the form of a spec")
         for path in _REFERENCES:
             self._inline(path)
 
@@ -81,15 +103,20 @@ class Draft:
         if not isinstance(name, str):
             return
         try:
-            file = self._file(path, name)
-            document = read_file(file)
+            document = self._read(self._file(path, name))
         except SpecError as error:
             self.problems += error.problems
             self._missing.add(path)
             return
-        parent[key] = document.data
+        parent[key] = deepcopy(document.data)
         self._values.update({path + below: place for below, place in document.values.items()})
         self._keys.update({path + below: place for below, place in document.keys.items()})
+
+    def _read(self, file: FilePath) -> Document:
+        """A file's content, read once however many components name it."""
+        if file not in self._files:
+            self._files[file] = read_file(file)
+        return self._files[file]
 
     def _file(self, path: Path, name: str) -> FilePath:
         """The file that a reference means: a shipped one by name, else one below the folder of the spec."""
@@ -98,16 +125,21 @@ class Draft:
         if "/" not in name and not name.endswith((".yaml", ".yml")):
             known = sorted(file.stem for file in shipped.glob("*.yaml"))
             if name not in known:
-                raise SpecError(
-                    f"{place}: {name[:64]!r} is no shipped file of {shipped.name}{did_you_mean(name, known)}; "
-                    f"there are {', '.join(known)}; name a file of your own by its path, as in ./mine.yaml"
-                )
+                others = f"; there are {', '.join(known)}, and files of your own by path, as in ./mine.yaml"
+                hint = did_you_mean(name, known) or others
+                raise SpecError(f"{place}: {name[:64]!r} is not in hwspecs/{shipped.name}{hint}")
             return shipped / f"{name}.yaml"
-        if "\0" in name or self._home is None or not _is_below(self._home / name, self._home):
+        home = self._home or shipped
+        try:
+            found = (home / name).is_file()
+            below = (home / name).resolve().is_relative_to(home.resolve())
+        except (OSError, ValueError):  # too long, or not the name of any file
+            found, below = False, True
+        if self._home is None or not below:
             raise SpecError(f"{place}: {name[:64]!r} lies outside the spec's folder; keep its files below it")
-        if not (self._home / name).is_file():
-            raise SpecError(f"{place}: there is no file {name[:64]!r} beside the spec")
-        return self._home / name
+        if not found:
+            raise SpecError(f"{place}: there is no file {name[:64]!r} in the spec's folder")
+        return home / name
 
     # -- overrides ---------------------------------------------------------------------------------
 
@@ -157,10 +189,11 @@ class Draft:
                 if part in known:
                     node, path = members[int(part)], (*path, int(part))
                     continue
-            where = f"{dotted(path)!r}" if path else "the spec"
-            listed = f"; {where} has {', '.join(known)}" if known else f"; {where} has nothing below it"
-            missing = dotted((*path, part))
-            self.problems.append(f"{label}: there is no {missing!r}{did_you_mean(part, known) or listed}")
+            where = repr(dotted(path)) if path else "the spec"
+            hint = did_you_mean(part, known) or f"; {where} has {', '.join(known) or 'nothing below it'}"
+            if part in known:
+                hint = " in this spec; write the whole part into the file"
+            self.problems.append(f"{label}: there is no {dotted((*path, part))!r}{hint}")
             return None
         return path
 
@@ -171,22 +204,22 @@ class Draft:
         try:
             return Hardware.model_validate(self.data)
         except ValidationError as error:
-            for found in error.errors(include_url=False):
+            for found in error.errors(include_url=False)[: 10 * _ENOUGH]:
                 path = path_in(self.data, found["loc"])
-                if path and not any(path[: len(missing)] == missing for missing in self._missing):
+                if not self.is_missing(path) and not self.is_full:
                     text = sentence(dict(found), path, self.data)
                     self.problem(path, text, at_key=found["type"] == "extra_forbidden")
             return None
 
     def _at(self, path: Path) -> Any:
+        """The node at a path, or ``None`` where the data has another form."""
         node = self.data
         for part in path:
-            mapping = as_mapping(node)
-            node = (
-                mapping.get(str(part))
-                if mapping is not None
-                else (as_list(node) or {int(part): None})[int(part)]
-            )
+            mapping, members = as_mapping(node), as_list(node)
+            if mapping is not None:
+                node = mapping.get(str(part))
+            else:
+                node = members[part] if members is not None and isinstance(part, int) else None
         return node
 
 
@@ -196,10 +229,6 @@ def _own_price(parent: Any, key: str, value: object) -> None:
         parent["source"], parent["certainty"] = "--set", "user"
         if key == "energy":
             parent["low"] = parent["high"] = value
-
-
-def _is_below(file: FilePath, home: FilePath) -> bool:
-    return file.resolve().is_relative_to(home.resolve())
 
 
 def _place(problem: str) -> tuple[str, int, int]:

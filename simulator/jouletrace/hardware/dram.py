@@ -45,6 +45,10 @@ class Band(NamedTuple):
         differences = (self.low - other.high, self.value - other.value, self.high - other.low)
         return Band(*(max(Fraction(0), difference) for difference in differences))
 
+    def around(self, value: Fraction) -> Band:
+        """Another value with a band that holds both it and this band."""
+        return Band(min(value, self.low), value, max(value, self.high))
+
 
 @dataclass(frozen=True, slots=True)
 class DramEnergies:
@@ -67,33 +71,29 @@ class DramEnergies:
 
 
 def dram_energies(dram: Dram, *, corrected: bool) -> DramEnergies:
-    """Command energies of the board's DRAM, by the datasheet or corrected by measured currents.
+    """Command energies of the board's DRAM, by the datasheet (exact) or as measured (a band).
 
-    By the datasheet, the band reaches down to the corrected low bound: a datasheet current is a limit.
+    Currents shrink by different factors, so a corrected difference may exceed that of the datasheet.
 
     >>> from jouletrace.hardware.load import load_hardware
     >>> dram = load_hardware("eftrain-zcu102").dram
     >>> sheet, bench = dram_energies(dram, corrected=False), dram_energies(dram, corrected=True)
-    >>> round(float(sheet.read_aj_per_byte.value) / 8e6, 2), round(float(bench.read_aj_per_byte.value) / 8e6, 2)
-    (5.73, 3.71)
+    >>> [round(float(energies.read_aj_per_byte.value) / 8e6, 2) for energies in (sheet, bench)]  # pJ/bit
+    [5.73, 3.71]
     """
     device, clocks, one = dram.device, dram.device.timing_cycles, Fraction(1)
 
     def current(name: Current) -> Band:
         low, mean, high = device.measured_ratio[name]
-        ratio = Band(low, mean, high) if corrected else Band(min(low, one), one, max(one, high))
+        ratio = Band(low, mean, high) if corrected else Band(one, one, one)
         return ratio.times(device.idd_na[name])
 
     def power(amperes: Band) -> Band:
         return amperes.times(dram.devices * device.vdd_uv)
 
     def transfer(name: Current, interface_aj_per_bit: int) -> Band:
-        clocks_per_byte = Fraction(device.burst_length, 2) / Fraction(
-            device.burst_length * dram.interface_bits, 8
-        )
-        core = power(current(name).minus(current("IDD3N"))).times(
-            clocks_per_byte * device.clock_period_ps * _AJ
-        )
+        clocks_per_byte = Fraction(device.burst_length, 2) / Fraction(device.burst_length * dram.interface_bits, 8)
+        core = power(current(name).minus(current("IDD3N"))).times(clocks_per_byte * device.clock_period_ps * _AJ)
         return core.plus(Band(*[Fraction(8 * interface_aj_per_bit)] * 3))
 
     idle, standby = power(current("IDD2N")), power(current("IDD3N"))

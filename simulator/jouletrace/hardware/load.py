@@ -113,8 +113,8 @@ def _find(name_or_path: str | os.PathLike[str]) -> Path:
         known = list_hardware()
         if text not in known:
             raise UsageError(
-                f"there is no shipped hardware {text[:64]!r}{did_you_mean(text, known)}; shipped are {', '.join(known)}; "
-                "a spec of your own is named by its path, as in ./mine.yaml"
+                f"there is no shipped hardware {text[:64]!r}; shipped are {', '.join(known)}; "
+                f"a spec of your own is named by its path, as in ./mine.yaml{did_you_mean(text, known)}"
             )
         return folder("hwspecs") / f"{text}.yaml"
     return Path(text)
@@ -139,15 +139,13 @@ def _finish(draft: Draft) -> Hardware:
 
 
 def _require_sources(draft: Draft) -> None:
+    """Every value needs a source, and every source a value."""
     stated = claims(draft.data)
-    stands = {leaf[:n] for leaf in leaves(draft.data) for n in range(1, len(leaf) + 1)}
-    for claim in stated:
-        if claim.path not in stands:
-            names = sorted({dotted(path) for path in stands})
-            text = dotted(claim.path)
-            draft.problem(claim.place, f"covers no value of the spec: {text!r}{did_you_mean(text, names)}")
+    stands = {leaf[:n]: None for leaf in leaves(draft.data) for n in range(1, len(leaf) + 1)}
+    for claim in stated.values():
+        if claim.path not in stands and not draft.is_full:
+            text, names = dotted(claim.path), [dotted(path) for path in stands]
+            draft.problem(claim.place, f"covers no value of the spec: {text!r}{did_you_mean(text, names[:1000])}")
     for leaf in leaves(draft.data):
-        if covering(leaf, stated) is None:
-            draft.problem(
-                leaf, "has no source; name it, or a key above it, under paths of an entry of provenance"
-            )
+        if covering(leaf, stated) is None and not draft.is_missing(leaf):
+            draft.problem(leaf, "has no source; name it, or a key above it, under paths in provenance")

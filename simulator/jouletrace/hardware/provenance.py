@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,9 @@ class Claim:
     place: Path
 
 
-def claims(data: Any) -> list[Claim]:
+def claims(data: Any) -> dict[Path, Claim]:
     """All provenance paths of a spec's data; of equal paths the later one holds."""
-    found: list[Claim] = []
+    found: dict[Path, Claim] = {}
     for section in _SECTIONS:
         part = data
         for key in section:
@@ -45,9 +45,8 @@ def claims(data: Any) -> list[Claim]:
                 if isinstance(text, str):
                     path = (*section, *(int(key) if key.isdecimal() else key for key in text.split(".")))
                     place = (*section, "provenance", i, "paths", j)
-                    found.append(
-                        Claim(path, entry.get("certainty", "assumed"), str(entry.get("source")), place)
-                    )
+                    source = str(entry.get("source"))
+                    found[path] = Claim(path, entry.get("certainty", "assumed"), source, place)
     return found
 
 
@@ -69,11 +68,6 @@ def leaves(data: Any) -> Iterator[Path]:
             yield path
 
 
-def covering(leaf: Path, found: list[Claim]) -> Claim | None:
+def covering(leaf: Path, stated: Mapping[Path, Claim]) -> Claim | None:
     """The claim with the longest path over this leaf."""
-    best: Claim | None = None
-    for claim in found:
-        over = leaf[: len(claim.path)] == claim.path
-        if over and (best is None or len(claim.path) >= len(best.path)):
-            best = claim
-    return best
+    return next((stated[leaf[:n]] for n in range(len(leaf), 0, -1) if leaf[:n] in stated), None)

@@ -29,7 +29,7 @@ def path_in(data: Any, loc: tuple[str | int, ...]) -> Path:
 
 
 def sentence(problem: dict[str, Any], path: Path, data: Any) -> str:
-    """One of pydantic's errors in the words of this package, with what was given and a cure where one is known."""
+    """One of pydantic's errors in the words of this package, with what was given and, if known, a cure."""
     kind, given, context = problem["type"], problem["input"], problem.get("ctx", {})
     if kind == "missing":
         return "is required"
@@ -49,9 +49,13 @@ def sentence(problem: dict[str, Any], path: Path, data: Any) -> str:
     if kind == "string_pattern_mismatch":
         return f"must be made of letters, digits, '-' and '_', at most 64 of them (got {short(given)})"
     words = {
-        "Input should be": "must be", "a valid dictionary": "a mapping of keys to values", "a valid tuple": "a list",
-        "valid dictionary or instance of": "mapping of the form of", "integer": "whole number", "string": "text",
-    }  # fmt: skip
+        "Input should be": "must be",
+        "valid dictionary or instance of": "mapping of the form of",
+        "a valid dictionary": "a mapping of keys to values",
+        "a valid tuple": "a list",
+        "integer": "whole number",
+        "string": "text",
+    }
     message = str(problem["msg"])
     for theirs, ours in words.items():
         message = message.replace(theirs, ours)
@@ -95,4 +99,5 @@ def _below(node: Any, part: str | int) -> list[Any]:
         return [node["items"]] if "items" in node else []
     if part in node.get("properties", {}):
         return [node["properties"][part]]
-    return [node["additionalProperties"]] if as_mapping(node.get("additionalProperties")) else []
+    named = list(node.get("patternProperties", {}).values())
+    return named + ([node["additionalProperties"]] if as_mapping(node.get("additionalProperties")) else [])

@@ -20,16 +20,9 @@ import yaml
 from jouletrace.errors import SpecError
 
 __all__ = [
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "Document",
-    "Path",
-    "as_list",
-    "as_mapping",
-    "read_file",
-    "read_text",
+    "MAX_BYTES", "MAX_DEPTH", "Document", "Path", "as_list", "as_mapping", "one_line", "read_file", "read_text",
     "short",
-]
+]  # fmt: skip
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -72,14 +65,21 @@ def short(value: object) -> str:
     return repr(f"{value[:60]}…" if isinstance(value, str) and len(value) > 64 else value)
 
 
+def one_line(text: str) -> str:
+    """Text of a file as it may be printed: control characters escaped.
+
+    >>> one_line("two\\nlines")
+    'two\\\\nlines'
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def read_file(path: FilePath) -> Document:
     """Reads a spec file. Raises :class:`SpecError` with every problem of its text."""
     name = os.fspath(path)
     try:
         if not path.is_file():
-            raise SpecError(
-                f"{name}: there is no such file; name a shipped spec, or give the path of a YAML file"
-            )
+            raise SpecError(f"{name}: there is no such file; name a shipped spec, or give the path of a YAML file")
         with path.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
@@ -116,7 +116,7 @@ def read_text(raw: bytes | str, name: str) -> Document:
     if not reader.problems and not reader.found:
         reader.problems.append(f"{name}: is empty; a spec is a mapping of keys to values")
     if reader.problems:
-        raise SpecError(reader.problems)
+        raise SpecError([one_line(problem) for problem in reader.problems])
     return Document(name, reader.root, reader.values, reader.keys)
 
 
@@ -173,9 +173,7 @@ class _Reader:
             self.found = True
         elif isinstance(event, yaml.NodeEvent):
             if event.anchor is not None:
-                self._problem(
-                    event, f"defines the anchor &{event.anchor}; write values out where they belong"
-                )
+                self._problem(event, f"defines the anchor &{event.anchor}; write values out where they belong")
             tag = getattr(event, "tag", None)
             if tag is not None:
                 self._problem(event, f"has the tag {tag[:64]!r}; plain values are enough")

@@ -31,9 +31,7 @@ class Energy:
     high_aj: int = 0
 
     def __add__(self, other: Energy) -> Energy:
-        return Energy(
-            self.energy_aj + other.energy_aj, self.low_aj + other.low_aj, self.high_aj + other.high_aj
-        )
+        return Energy(self.energy_aj + other.energy_aj, self.low_aj + other.low_aj, self.high_aj + other.high_aj)
 
     def times(self, n: int) -> Energy:
         return Energy(self.energy_aj * n, self.low_aj * n, self.high_aj * n)
@@ -41,7 +39,7 @@ class Energy:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``count`` actions of one kind in one op and what they cost. ``role`` is empty where no tensor is meant."""
+    """``count`` actions of one kind in one op and their cost; ``role`` is empty where no tensor is meant."""
 
     op: str
     layer: str
@@ -82,7 +80,7 @@ class Breakdown:
         """
         if group not in GROUPS:
             raise UsageError(
-                f"energy cannot be grouped by {group!r}{did_you_mean(group, GROUPS)}; groups are {', '.join(GROUPS)}"
+                f"energy cannot be grouped by {group!r}; groups are {', '.join(GROUPS)}{did_you_mean(group, GROUPS)}"
             )
         sums: dict[str, Energy] = {}
         for row in self.rows:
@@ -109,17 +107,15 @@ class Breakdown:
         """One after the other, on the same clock; equal rows are merged."""
         if self.clock_hz != other.clock_hz:
             raise UsageError(
-                f"energies at {self.clock_hz} Hz and {other.clock_hz} Hz cannot be added: their cycles differ in length; "
-                "add results of one hardware"
+                f"energies at {self.clock_hz} Hz and {other.clock_hz} Hz cannot be added: "
+                "their cycles differ in length; add results of one hardware"
             )
         merged: dict[tuple[str, ...], Row] = {}
         for row in (*self.rows, *other.rows):
             key = (row.op, row.layer, row.phase, row.kind, row.component, row.action, row.role)
             seen = merged.get(key)
             merged[key] = (
-                row
-                if seen is None
-                else replace(seen, count=seen.count + row.count, energy=seen.energy + row.energy)
+                row if seen is None else replace(seen, count=seen.count + row.count, energy=seen.energy + row.energy)
             )
         return Breakdown(tuple(merged.values()), self.cycles + other.cycles, self.clock_hz)
 

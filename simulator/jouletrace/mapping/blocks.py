@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +25,7 @@ from jouletrace.hardware.spec import Systolic
 from jouletrace.mapping.matrix import Indices, Measure, Product, Spatial
 from jouletrace.mapping.transfer import ceil_div
 
-__all__ = ["Blocks", "Folding", "Lane", "block_sizes", "choose_blocks"]
+__all__ = ["Blocks", "Folding", "Lane", "block_elements", "block_sizes", "choose_blocks"]
 
 # Numbers of blocks per dimension that are tried: all small ones, then steps of a quarter.
 FINE, STEP = 8, Fraction(5, 4)
@@ -115,9 +116,25 @@ def block_sizes(size: int, fold: int, measure: Measure) -> list[int]:
     sizes = {min(size, ceil_div(units, count) * unit) for count in counts}
     if not fold and isinstance(measure, Spatial):
         row = measure.columns.positions
-        image = row * measure.rows.positions
-        sizes |= {s - s % whole for s in sizes for whole in (row, image) if s > whole}
+        sizes |= {s - s % whole for s in sizes for whole in (row, measure.image) if s > whole}
     return sorted(sizes, reverse=True)
+
+
+def block_elements(size: int, step: int, measure: Measure) -> tuple[int, int]:
+    """Real elements of one dimension cut into blocks of ``step``: in all blocks, and in the largest.
+
+    >>> from jouletrace.mapping.matrix import Channels
+    >>> block_elements(size=18, step=6, measure=Channels(taps=9))
+    (4, 2)
+    """
+    # Images look alike: where blocks and images meet again, the same blocks follow.
+    period = lcm(step, measure.image) if isinstance(measure, Spatial) else size
+    again = max(1, size // period) - 1
+    rest = size - again * period
+    start = np.arange(0, rest, step, dtype=np.int64)
+    elements = measure.elements(start, np.minimum(start + step, rest))
+    repeated = int(elements[: period // step].sum()) * again
+    return int(elements.sum()) + repeated, int(elements.max())
 
 
 class _Dimension:
@@ -130,19 +147,13 @@ class _Dimension:
     def __init__(self, size: int, fold: int, measures: tuple[Measure, Measure], axis: int) -> None:
         spatial = next((measure for measure in measures if isinstance(measure, Spatial)), measures[0])
         self.candidates = block_sizes(size, fold, spatial)
-        elements = [self._elements(size, step, measure) for measure in measures for step in self.candidates]
+        elements = [block_elements(size, step, measure) for measure in measures for step in self.candidates]
         table = np.array(elements, dtype=np.int64).reshape(2, -1, 2)
         shape = tuple(-1 if i == axis else 1 for i in range(5))
         self.sizes = np.array(self.candidates, dtype=np.int64).reshape(shape)
         self.counts = -(-size // self.sizes)
         self.sums = table[0, :, 0].reshape(shape), table[1, :, 0].reshape(shape)
         self.largest = table[0, :, 1].reshape(shape), table[1, :, 1].reshape(shape)
-
-    @staticmethod
-    def _elements(size: int, step: int, measure: Measure) -> tuple[int, int]:
-        start = np.arange(0, size, step, dtype=np.int64)
-        elements = measure.elements(start, np.minimum(start + step, size))
-        return int(elements.sum()), int(elements.max())
 
 
 @lru_cache(maxsize=4096)

@@ -24,7 +24,7 @@ from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.program import Action, ProgramBuilder
 from jouletrace.mapping.tiles import Tile, choose, stored_channels
 from jouletrace.mapping.transfer import Memory, Transfer, ceil_div
-from jouletrace.trace.model import Op, Trace
+from jouletrace.trace.model import Conv, Op, Tensor, Trace
 
 __all__ = ["ChannelParallelMapper"]
 
@@ -45,6 +45,7 @@ class ChannelParallelMapper:
     def __init__(self, hardware: Hardware, builder: ProgramBuilder, memory: Memory) -> None:
         assert isinstance(hardware.array, ChannelParallel)
         self.hardware, self.array = hardware, hardware.array
+        self._builder, self._memory = builder, memory
         schedule = self.array.schedule
         self._full = schedule.edge_tiles == "full"
         self._issuer = issuer(
@@ -57,6 +58,8 @@ class ChannelParallelMapper:
         whole = loops(op, trace, self.hardware)
         tile = choose(op, whole, self.hardware)
         tiles = 0
+        for bias in op.reads[2:]:
+            self._load_bias(trace.tensor[bias])
         for problem, groups in _groups(op, whole):
             plan = _Plan(self.hardware, self.array, problem, tile, self._full)
             for _ in range(groups):
@@ -65,12 +68,19 @@ class ChannelParallelMapper:
         return tiles
 
 
+    def _load_bias(self, bias: Tensor) -> None:
+        """The bias comes once, on the weights' stream, into registers beside the output lanes."""
+        transfer = Transfer("weight", "weight", False, bias.role, bias.elements, bias.bits)
+        self._builder.emit([self._memory.command("load bias", transfer)])
+
+
 def _groups(op: Op, whole: Loops) -> Iterator[tuple[Loops, int]]:
     """Equal packed groups and, where the packing leaves a rest, the rest."""
     if whole.packed == 1:
         yield whole, whole.groups
         return
-    total = op.nest.G  # type: ignore[union-attr] # only convolutions are packed
+    assert isinstance(op.nest, Conv)  # only convolutions are packed
+    total = op.nest.G
     each_out, each_in = whole.out_channels // whole.packed, whole.in_channels // whole.packed
     if total // whole.packed:
         yield whole, total // whole.packed

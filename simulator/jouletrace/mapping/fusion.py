@@ -1,27 +1,24 @@
 """Elementwise functions that ride on the store of the op before them.
 
-    conv -> y -> (DRAM) -> relu -> z     becomes     conv -> y -> relu -> z
+    conv -> y -> (DRAM) -> relu -> z     becomes     conv -> relu -> z
 
-The intermediate ``y`` never reaches DRAM: its producer does not store it and its consumer does not load it. A
-consumer rides if *all* of this holds:
+The intermediate ``y`` never reaches DRAM: its producer's store carries ``z`` in its place, and the consumer neither
+loads nor stores. It still computes, while its host runs. A consumer rides if *all* of this holds:
 
 1. It is an elementwise op whose function the hardware lists in ``vector.fuses``.
-2. Its host, the op that rides are taken on, is the last op that writes something it reads, and a convolution,
-gemm, norm
-   or elementwise op. All else that it reads or waits for is there before the host begins.
-3. It reads the whole intermediate once, element by element; nobody else reads it, now or in backward, and it
-is an
-   activation or a gradient (never a result of the step).
+2. Its host, the op that rides are taken on, is the last op that writes something it reads, and a convolution, gemm,
+   norm or elementwise op. All else that it reads or waits for is there before the host begins.
+3. It reads the whole intermediate once, element by element, and writes values of the same width; nobody else reads
+   the intermediate, now or in backward, and it is an activation or a gradient (never a result of the step).
 4. Both stand under the same gate, and neither is left to the host CPU.
 
 Since an intermediate has one reader, an op carries at most one rider; a rider may carry the next one, so that
-conv -> add -> relu is one chain. Ops are looked at in trace order; no choice is ever made between two
-fusions.
+conv -> add -> relu is one chain. Ops are looked at in trace order; no choice is ever made between two fusions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -37,7 +34,7 @@ HOSTS = ("conv", "gemm", "norm", "elementwise")
 class FusionPlan:
     """Which ops ride on which, and so which transfers every mapping function leaves out.
 
-    ``hosts``: op -> the op that it rides on. ``on_chip_reads`` and ``on_chip_writes``: (op, tensor).
+    ``hosts``: op -> the op that it rides on (which may itself ride). ``on_chip_reads`` and ``on_chip_writes``: (op, tensor).
     ``misses``: for each op that could ride by its function, why it does not.
     """
 
@@ -58,8 +55,8 @@ class FusionPlan:
 NO_FUSION = FusionPlan(MappingProxyType({}), frozenset(), frozenset(), MappingProxyType({}))
 
 
-def plan_fusion(trace: Trace, hardware: Hardware) -> FusionPlan:
-    """Everything that rides, by the rules above.
+def plan_fusion(trace: Trace, hardware: Hardware, ops: Collection[Op] | None = None) -> FusionPlan:
+    """Everything that rides, by the rules above; with ``ops``, only pairs that both are among them.
 
     The plan depends on the trace and on ``vector.fuses`` and ``host.kinds`` of the hardware only.
     """
@@ -68,11 +65,12 @@ def plan_fusion(trace: Trace, hardware: Hardware) -> FusionPlan:
     reads: set[tuple[str, str]] = set()
     writes: set[tuple[str, str]] = set()
     misses: dict[str, str] = {}
+    selected = {op.name for op in (trace.ops if ops is None else ops)}
     for op in trace.ops:
-        if not isinstance(op.nest, Elementwise) or op.nest.function not in hardware.vector.fuses:
+        if op.name not in selected or not isinstance(op.nest, Elementwise) or op.nest.function not in hardware.vector.fuses:
             continue
         host = _last_writer(op, trace, position)
-        if host is None:
+        if host is None or host.name not in selected:
             misses[op.name] = "nothing that it reads is written in this step"
             continue
         between = [name for name in op.reads if trace.writer.get(name) is host]
@@ -81,7 +79,7 @@ def plan_fusion(trace: Trace, hardware: Hardware) -> FusionPlan:
             continue
         hosts[op.name] = host.name
         reads.add((op.name, between[0]))
-        writes.add((host.name, between[0]))
+        writes |= {(op.name, result) for result in op.writes}
     return FusionPlan(MappingProxyType(hosts), frozenset(reads), frozenset(writes), MappingProxyType(misses))
 
 
@@ -97,17 +95,19 @@ def _miss(
     name = between[0]
     tensor, touched = trace.tensor[name], trace.elements_read(op)[op.reads.index(name)]
     written = [trace.tensor[result].elements for result in op.writes]
+    bits = {hardware.storage_bits(trace.tensor[t].bits) for t in (name, *op.writes)}
     others = [reader.name for reader in trace.readers[name] if reader is not op]
     software = () if hardware.host is None else hardware.host.kinds
     late = [waited for waited in op.after if position[waited] > position[host.name]]
     rules = (
-        (host.kind not in HOSTS, f"{host.name} is of kind {host.kind}; which carries no rider"),
+        (host.kind not in HOSTS, f"{host.name} is of kind {host.kind}, which carries no rider"),
         (host.kind in software or op.kind in software, f"it or {host.name} is left to the host CPU"),
         (len(between) > 1, f"it reads {len(between)} results of {host.name}"),
         (bool(others), f"{name} is also read by {', '.join(others)}"),
         (tensor.saved, f"{name} is saved for backward"),
         (tensor.role not in ("activation", "gradient"), f"{name} has the role {tensor.role}, which stays"),
         (any(n != touched for n in (tensor.elements, *written)), f"it does not read {name} one to one"),
+        (len(bits) > 1, f"it writes values of another width than {name}"),
         (bool(late), f"it waits for {', '.join(late)}, after {host.name}"),
         (op.gate != host.gate, f"it and {host.name} stand under different gates"),
     )

@@ -91,7 +91,10 @@ def loops(op: Op, trace: Trace, hardware: Hardware) -> Loops:
             g.macs, (first.bits, second.bits, out.bits), (first.role, second.role, out.role), False,
         )  # fmt: skip
     if not isinstance(op.nest, Conv):
-        raise MappingError(f"op {op.name!r} of kind {op.kind!r} is no convolution or matrix product")
+        raise MappingError(
+            f"op {op.name!r} is a fused {op.kind}, which {hardware.name!r} runs as gemm, softmax and gemm: capture "
+            "the step with its attention written out (capture on meta tensors does that)"
+        )
     c = op.nest
     pack = max(1, min(c.G, array.out_channels // max(c.K, 1), array.in_channels // max(c.C, 1)))
     groups = ceil_div(c.G, pack)

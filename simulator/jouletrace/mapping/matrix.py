@@ -26,7 +26,7 @@ geometry, and idle slots are never negative.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,6 +96,11 @@ class Spatial:
     rows: Axis
     columns: Axis
 
+    @property
+    def image(self) -> int:
+        """Positions of one image."""
+        return self.rows.positions * self.columns.positions
+
     def elements(self, start: Indices, stop: Indices) -> Indices:
         """Elements of one channel under positions start..stop-1, at most.
 
@@ -143,17 +148,24 @@ Measure = Dense | Spatial | Channels
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """A tensor as a matrix. A block of it has ``rows.elements × columns.elements`` real elements.
+    """A tensor as a matrix.
 
-    The real elements are what moves from and to DRAM; the array reads the matrix' own (a pixel once per
-    tap).
+    Its real elements move from and to DRAM; the array reads the matrix' own (a pixel once per tap).
     """
 
-    name: str
+    name: str = field(compare=False)  # operands of one geometry are blocked alike
     role: str
     bits: int
     rows: Measure = Dense()
     columns: Measure = Dense()
+
+    def elements(self, top: Indices, bottom: Indices, left: Indices, right: Indices) -> Indices:
+        """Real elements of the blocks of rows top..bottom-1 and columns left..right-1, at most."""
+        real = self.rows.elements(top, bottom) * self.columns.elements(left, right)
+        if isinstance(self.rows, Spatial):
+            # A cut channel need not come whole: the block has no more elements than its matrix.
+            return np.minimum(real, (bottom - top) * (right - left))
+        return real
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +252,7 @@ def products(op: Op, trace: Trace) -> tuple[Product, ...]:
                 Product(a.B, a.Q, a.D, a.K, a.Q, scores, value, _operand(result), takes_over=True),
             )
         case nest:
-            raise MappingError(
-                f"op {op.name!r}: a {nest.kind} op is no matrix product; map it to the vector unit"
-            )
+            raise MappingError(f"op {op.name!r}: a {nest.kind} op is no matrix product; map it to the vector unit")
 
 
 def _operand(tensor: Tensor, rows: Measure = Dense(), columns: Measure = Dense()) -> Operand:
@@ -297,7 +307,5 @@ def _conv_backward_data(conv: Conv, reads: list[Tensor], result: Tensor) -> tupl
     covered = sum(y.inside for y in rows) * sum(x.inside for x in columns)
     zeros = conv.N * (conv.IY * conv.IX - covered)
     if zeros:
-        found.append(
-            Product(conv.G, zeros, conv.C, 0, 0, _operand(reads[0]), _operand(reads[1]), _operand(result))
-        )
+        found.append(Product(conv.G, zeros, conv.C, 0, 0, _operand(reads[0]), _operand(reads[1]), _operand(result)))
     return tuple(found)

@@ -98,6 +98,8 @@ ELEMENTWISE: Mapping[str, Work] = MappingProxyType(_alike(
     "addcdiv": work(div=1, add=1),
     "addcmul": work(mul=1, add=1),
     "lerp": work(add=2, mul=1),
+    "weight_norm": work(add=1, mul=2),
+    "weight_norm_backward": work(add=2, mul=3),
     "fmod": work(div=1, mul=1, add=1),
     "remainder": work(div=1, mul=1, add=1),
     "floor_divide": work(div=1, add=1),

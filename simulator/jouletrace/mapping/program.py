@@ -19,7 +19,7 @@ sequence is an array of indices into them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -175,7 +175,7 @@ class ProgramBuilder:
         return len(self._ops) - 1
 
     @contextmanager
-    def op(self, info: OpInfo, after: Iterable[int] = ()) -> Iterator[int]:
+    def op(self, info: OpInfo, after: Iterable[int] = ()) -> Generator[int, None, None]:
         """Opens an op: commands made inside belong to it, and none starts before ``after`` have ended."""
         self._ops.append(info)
         self._after = tuple(sorted(set(after)))

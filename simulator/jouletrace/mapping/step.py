@@ -55,18 +55,26 @@ def map_step(trace: Trace, hardware: Hardware, *, only: str | None = None) -> Pr
     """
     builder = ProgramBuilder(hardware.name)
     memory = Memory(hardware, builder)
-    fusion = plan_fusion(trace, hardware)
     if isinstance(hardware.array, ChannelParallel):
         channels = ChannelParallelMapper(hardware, builder, memory)
         in_turn = hardware.array.schedule.prefetch_stops_at != "never"
     else:
         channels, in_turn = None, False
     ops = select(trace, only) if only is not None else trace.ops
+    fusion = plan_fusion(trace, hardware, ops)
+    riders = {host: rider for rider, host in fusion.hosts.items()}
     waits: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
     previous: tuple[int, ...] = ()
     for op in ops:
-        after = {i for name in _needed(op, trace) for i in waits.get(name, ())}
+        needed = _needed(op, trace)
+        rider = riders.get(op.name)
+        while rider is not None:  # what rides on this op's store must have all that it reads
+            needed += [name for name in _needed(trace.op[rider], trace) if name not in (op.name, fusion.hosts[rider])]
+            rider = riders.get(rider)
+        host = fusion.hosts.get(op.name)
+        needed = [name for name in needed if name != host]
+        after = {i for name in needed for i in waits.get(name, ())}
         info = OpInfo(op.name, op.layer, op.phase, op.kind, op.macs)
         with builder.op(info, after=after | set(previous if in_turn else ())) as index:
             before = builder.emitted
@@ -76,6 +84,8 @@ def map_step(trace: Trace, hardware: Hardware, *, only: str | None = None) -> Pr
                 problems += error.problems
         # An op without commands passes on what it waits for.
         waits[op.name] = (index,) if builder.emitted > before else tuple(sorted(after))
+        if host is not None:  # its result leaves with its host's store
+            waits[op.name] += waits[host]
         previous = waits[op.name] or previous
     if problems:
         raise MappingError(problems)

@@ -9,7 +9,7 @@ only if a row is longer than a chunk. Scattering writes its table first, then ad
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from jouletrace.errors import MappingError, did_you_mean
@@ -120,7 +120,8 @@ def sweeps(op: Op, trace: Trace, chunk: int) -> tuple[Sweep, ...]:
             return (Sweep(loads, stores, batch * hidden, CELLS[function, forward], in_step=True),)
         case Reduce(function, elements, outputs):
             per_element, per_output = _known(op, "reduction", function, REDUCTIONS)
-            return (Sweep(loads, stores, elements, per_element, outputs, per_output),)
+            whole = Sweep(loads, stores, elements, per_element, outputs, per_output)
+            return _one_by_one(whole) if sum(o.words for o in loads) == elements else (whole,)
         case Pool() as pool:
             outputs = pool.N * pool.C * pool.OY * pool.OX
             return (Sweep(loads, stores, outputs, _pool(op, pool, forward), in_step=True),)
@@ -162,6 +163,12 @@ def _known(op: Op, what: str, function: str, table: Mapping[str, T]) -> T:
     return table[function]
 
 
+def _one_by_one(whole: Sweep) -> tuple[Sweep, ...]:
+    """What is reduced together (a global norm) streams one by one; the result comes with the last."""
+    *first, last = (replace(whole, loads=(o,), elements=o.words) for o in whole.loads)
+    return (*(replace(s, stores=(), sets=0) for s in first), last)
+
+
 def _copy(loads: Operands, stores: Operands, elements: int) -> tuple[Sweep, ...]:
     """Pieces that make up the result (cat, stack) are copied one after the other."""
     if len(stores) == 1 and sum(o.words for o in loads) == stores[0].words:
@@ -190,7 +197,7 @@ def _norm(op: Op, norm: Norm, loads: Operands, stores: Operands, chunk: int) -> 
     if forward and len(stores) == 1:  # only the result is written: the statistics are given
         per_set, per_element = FROZEN_NORM
         return (Sweep(loads, stores, norm.elements, per_element, norm.groups, per_set),)
-    return _twice(loads, stores, norm.groups, norm.elements, first, per_set, second)
+    return _twice(loads, stores, norm.groups, norm.elements, norm.groups, first, per_set, second)
 
 
 def _softmax(
@@ -210,8 +217,6 @@ def _loss(op: Op, loss: Loss, loads: Operands, stores: Operands, chunk: int) -> 
     elements = loss.rows * loss.width
     if op.phase != "forward":
         return (Sweep(loads, stores, elements, backward, loss.rows, per_row_backward),)
-    if all(s.words < elements for s in stores):  # nothing per element is kept
-        return (Sweep(loads, stores, elements, first, loss.rows, per_row),)
     return _reduce_then_apply(loads, stores, loss.rows, loss.width, chunk, first, per_row, ())
 
 
@@ -228,14 +233,26 @@ def _reduce_then_apply(
     """Every row is reduced, then changed: in one sweep if a row fits a chunk, else in two."""
     if width <= chunk:
         return (Sweep(loads, stores, rows * width, together(first, second), rows, per_row, row=width),)
-    return _twice(loads, stores, rows, rows * width, first, per_row, second)
+    return _twice(loads, stores, rows, rows * width, max(rows, width), first, per_row, second)
 
 
 def _twice(
-    loads: Operands, stores: Operands, sets: int, elements: int, first: Work, per_set: Work, second: Work
+    loads: Operands,
+    stores: Operands,
+    sets: int,
+    elements: int,
+    short: int,
+    first: Work,
+    per_set: Work,
+    second: Work,
 ) -> tuple[Sweep, ...]:
-    """Statistics, then their use: what has the size of the op is loaded twice, the rest once."""
-    again = tuple(o for o in loads if o.words >= elements)
+    """Statistics, then their use. Operands of up to ``short`` elements stay on chip, others are loaded again.
+
+    Where nothing per element is written (the first layer needs no gradient of its input), statistics are all.
+    """
+    if all(o.words < elements for o in stores):
+        return (Sweep(loads, stores, elements, first, sets, per_set),)
+    again = tuple(o for o in loads if o.words > short)
     return Sweep(loads, (), elements, first, sets, per_set), Sweep(again, stores, elements, second)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import Hardware, Systolic
 from jouletrace.mapping.blocks import Folding, Lane, choose_blocks
-from jouletrace.mapping.matrix import Indices, Measure, Operand, Product, products
+from jouletrace.mapping.matrix import Indices, Operand, Product, products
 from jouletrace.mapping.program import Action, Sequence32
 from jouletrace.mapping.transfer import Memory, Transfer, ceil_div
 from jouletrace.trace.model import Op, Trace
@@ -91,15 +91,16 @@ class _Cuts:
     def length(self) -> Indices:
         return self.stop - self.start
 
-    def elements(self, measure: Measure) -> Indices:
-        """Real elements of every block."""
-        stop = self.stop[np.append(np.flatnonzero(np.diff(self.block)), len(self.block) - 1)]
-        return measure.elements(np.append(np.zeros(1, dtype=np.int64), stop[:-1]), stop)
+    def bounds(self, block: Indices) -> tuple[Indices, Indices]:
+        """Where these blocks start and stop."""
+        opens = np.flatnonzero(np.diff(self.block, prepend=-1))
+        ends = np.append(opens[1:], len(self.block)) - 1
+        return self.start[opens[block]], self.stop[ends[block]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Moves:
-    """Blocks of one operand in the order of their use: the fold that first uses each, and its real elements."""
+    """Blocks of one operand in order of use: the fold that first uses each, and its real elements."""
 
     at: Indices
     elements: Indices
@@ -163,8 +164,7 @@ class _Mapping:
         block = (group * rows.blocks + row) * columns.blocks + column
         at = np.append(np.zeros(1, dtype=np.int64), np.flatnonzero(np.diff(block)) + 1)
         batches = np.bincount(self.batch.block)[group[at]]
-        in_rows, in_columns = rows.elements(operand.rows), columns.elements(operand.columns)
-        return _Moves(at, batches * in_rows[row[at]] * in_columns[column[at]])
+        return _Moves(at, batches * operand.elements(*rows.bounds(row[at]), *columns.bounds(column[at])))
 
     def _folds(self, m_of: Indices, n_of: Indices, k_of: Indices, first: list[Indices]) -> Sequence32:
         """The command of every fold. Folds of one shape that begin and end the same blocks share it."""

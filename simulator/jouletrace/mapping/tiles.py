@@ -3,7 +3,7 @@
 A tile is (out channels, in channels, rows, columns) of one load-compute-store group, plus how many output channels
 keep their weights on chip (``resident``; 0 means that weights stream with every step).
 
-The search enumerates every tiling that can matter (for q parts of an axis only the smallest tile with q parts),
+The search enumerates every tiling that can matter (for q parts of an axis only the smallest tiles with q parts),
 drops what does not fit, and takes the least busy bottleneck: for each candidate the busy cycles of every engine are
 summed over the whole op, and so is the slower of load and compute over the steps, inner and edge tiles apart; the
 largest of these, plus the first load that nothing can hide, is its score. The score chooses; how long the op takes is
@@ -42,18 +42,22 @@ class Tile:
     resident: int
 
 
-def part_sizes(total: int, unit: int = 1) -> list[int]:
+def part_sizes(total: int, unit: int = 1, phases: int = 1) -> list[int]:
     """Every tile size that can matter on an axis: the smallest for each number of parts.
 
-    Sizes are multiples of ``unit``.
+    Sizes are multiples of ``unit``. Under a stride of ``phases``, tiles of one axis load the same rows if their
+    sizes differ by whole strides, so the sizes up to one stride above the smallest stand for all others.
 
     >>> part_sizes(10)
     [1, 2, 3, 4, 5, 10]
     >>> part_sizes(20, unit=6)
     [6, 12, 24]
+    >>> part_sizes(10, phases=2)
+    [1, 2, 3, 4, 5, 6, 10]
     """
     units = ceil_div(total, unit)
-    return sorted({ceil_div(units, parts) * unit for parts in range(1, units + 1)})
+    smallest = {ceil_div(units, parts) for parts in range(1, units + 1)}
+    return sorted({min(size + i, units) * unit for size in smallest for i in range(phases)})
 
 
 def stored_channels(loops: Loops, hardware: Hardware, channels: int, bits: int, stream: str, full: int) -> int:
@@ -152,7 +156,8 @@ def _candidates(loops: Loops, hardware: Hardware) -> tuple[Array, Array, Array, 
     ins = part_sizes(loops.in_channels, array.in_channels) if free else [array.in_channels]
     grid = np.meshgrid(
         np.array(outs, dtype=np.int64), np.array(ins, dtype=np.int64),
-        np.array(part_sizes(loops.rows), dtype=np.int64), np.array(part_sizes(loops.columns), dtype=np.int64),
+        np.array(part_sizes(loops.rows, phases=loops.step[0][1]), dtype=np.int64),
+        np.array(part_sizes(loops.columns, phases=loops.step[1][1]), dtype=np.int64),
         np.array([0, 1], dtype=np.int64), indexing="ij",
     )  # fmt: skip
     out, in_, rows, columns, keep = (axis.ravel() for axis in grid)
@@ -222,7 +227,8 @@ def _busy(
         folds = m * (out // array.out_channels) * n * (in_ // array.in_channels)
         area = r * rows * c * columns * loops.work_rows * loops.work_columns // (loops.rows * loops.columns)
     else:
-        folds = -(-loops.out_channels // array.out_channels) * -(-loops.in_channels // array.in_channels)
+        whole = -(-loops.out_channels // array.out_channels) * -(-loops.in_channels // array.in_channels)
+        folds = np.full_like(out, whole)
         area = np.full_like(out, loops.work_rows * loops.work_columns)
     compute = times * folds * area * loops.taps * array.initiation_interval * loops.passes
 

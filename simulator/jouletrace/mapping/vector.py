@@ -57,7 +57,7 @@ def map_vector(
     """
     if hardware.host is not None and op.kind in hardware.host.kinds:
         return map_host(op, trace, hardware, memory)
-    chunk = chunk_elements(op, (*op.reads, *op.writes), trace, hardware)
+    chunk = chunk_elements((*op.reads, *op.writes), trace, hardware)
     planned = [sweep for sweep in sweeps(op, trace, chunk) if sweep.longest]
     if not planned:
         sequencer = memory.builder.engine("sequencer", "control")
@@ -96,35 +96,24 @@ def map_host(op: Op, trace: Trace, hardware: Hardware, memory: Memory) -> int:
     return 1
 
 
-def chunk_elements(op: Op, names: Sequence[str], trace: Trace, hardware: Hardware) -> int:
-    """Elements of one chunk of ``op`` when it streams the tensors ``names``.
-
-    Raises MappingError if one copy of ``buffers.vector`` cannot hold one element of each operand.
-    """
+def chunk_elements(names: Sequence[str], trace: Trace, hardware: Hardware) -> int:
+    """Elements of one chunk when these tensors stream together; 0 if not one of each fits the buffer."""
     if not names:
         return 1
     if BUFFER not in hardware.buffers:
         raise MappingError(
-            f"hardware {hardware.name!r} has no buffers.{BUFFER}, which {op.name!r} needs; add it to the spec"
+            f"hardware {hardware.name!r} has no buffers.{BUFFER}, which vector work needs; add it to the spec"
         )
     tensors = [trace.tensor[name] for name in dict.fromkeys(names)]
     bits = [hardware.storage_bits(t.bits) for t in tensors]
     longest = max(t.elements for t in tensors)
     widest = max(b for t, b in zip(tensors, bits, strict=True) if t.elements == longest)
     limit = max(1, 8 * hardware.vector.chunk_bytes // widest)
-    capacity_bytes = hardware.buffers[BUFFER].size_bytes
 
     def needed(chunk: int) -> int:
         return sum(min(chunk, t.elements) * b for t, b in zip(tensors, bits, strict=True))
 
-    chunk = bisect_right(range(1, limit + 1), 8 * capacity_bytes, key=needed)
-    if not chunk:
-        raise MappingError(
-            f"op {op.name!r} streams {len(tensors)} operands and results, and buffers.{BUFFER} of hardware "
-            f"{hardware.name!r} ({show_bytes(capacity_bytes)}) is too small for one element of each; "
-            "make it larger"
-        )
-    return chunk
+    return bisect_right(range(1, limit + 1), 8 * hardware.buffers[BUFFER].size_bytes, key=needed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +155,15 @@ class _Stage:
     ) -> None:
         self.trace, self.memory, self.sweep, self.signals = trace, memory, sweep, signals
         self.hardware, self.builder = memory.hardware, memory.builder
-        limit = chunk_elements(op, [o.tensor for o in (*sweep.loads, *sweep.stores)], trace, self.hardware)
+        names = [o.tensor for o in (*sweep.loads, *sweep.stores)]
+        limit = chunk_elements(names, trace, self.hardware)
+        if not limit:
+            raise MappingError(
+                f"op {op.name!r} streams {len(set(names))} operands and results together, and "
+                f"buffers.{BUFFER} of hardware {self.hardware.name!r} "
+                f"({show_bytes(memory.buffer(BUFFER).size_bytes)}) is too small for one element of each; "
+                "make it larger"
+            )
         self.chunk = limit // sweep.row * sweep.row if sweep.row <= limit else limit
         self.chunks = ceil_div(sweep.longest, self.chunk)
         # Short operands first and short results last: the stream of a long one is not interrupted.

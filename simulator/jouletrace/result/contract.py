@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from jouletrace.errors import ResultError
 from jouletrace.hardware.energy import Price
+from jouletrace.hardware.load import Assumption
 from jouletrace.ledger.breakdown import SCOPES, Breakdown, Energy, Row
 from jouletrace.ledger.price import PER_CYCLE
 from jouletrace.mapping.program import Action
@@ -59,7 +60,11 @@ def document(result: Result) -> dict[str, Any]:
             "clock_hz": result.breakdown.clock_hz, "lanes": result.lanes,
             "dram_capacity_bytes": result.dram_capacity_bytes, "dram_overflow": result.dram_overflow,
         },
-        "provenance": {"assumed": list(result.assumed), "user": list(result.user)},
+        "provenance": {
+            "assumed": [a._asdict() for a in result.assumed],
+            "user": [a._asdict() for a in result.user],
+            "warnings": list(result.warnings),
+        },
         "totals": _totals(result),
         "components": list(_components(result)),
         "prices": [
@@ -201,8 +206,9 @@ def _result(data: dict[str, Any]) -> Result:
             tuple(row for op in data["ops"] for row in _rows(op, prices)), totals["cycles"], replay["clock_hz"]
         ),
         prices=prices,
-        assumed=tuple(data["provenance"]["assumed"]),
-        user=tuple(data["provenance"]["user"]),
+        assumed=tuple(Assumption(**a) for a in data["provenance"]["assumed"]),
+        user=tuple(Assumption(**a) for a in data["provenance"]["user"]),
+        warnings=tuple(data["provenance"]["warnings"]),
     )
 
 
@@ -243,7 +249,7 @@ def _difference(expected: Any, found: Any, place: str, newer: bool) -> str:
                 return different
         return ""
     if isinstance(expected, list | tuple) and isinstance(found, list):
-        left, right = cast("list[Any]", expected), cast("list[Any]", found)
+        left, right = list(cast("list[Any]", expected)), cast("list[Any]", found)
         if len(left) != len(right):
             return place
         pairs = enumerate(zip(left, right, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 from jouletrace.engine.counts import Counts
 from jouletrace.errors import ResultError, UsageError
 from jouletrace.hardware.energy import Price
+from jouletrace.hardware.load import Assumption
 from jouletrace.ledger.breakdown import SCOPES, Breakdown, Energy, Row, Scope
 from jouletrace.mapping.program import Program
 from jouletrace.trace.model import Phase
@@ -73,7 +74,7 @@ class Result:
     """One replay. Made by :func:`jouletrace.simulate` or :func:`jouletrace.load_result`.
 
     ``hardware`` is the resolved spec as plain data. ``assumed`` and ``user`` name the inputs that rest on an
-    assumption (or on a fit, or on memory), and those that the user set. ``dram_capacity_bytes`` is the board's.
+    assumption (or on a fit, or on memory), and those that the user set. ``warnings`` are those of the trace.
     """
 
     version: str
@@ -92,8 +93,9 @@ class Result:
     ops: tuple[OpResult, ...]
     breakdown: Breakdown
     prices: Mapping[tuple[str, str], Price]
-    assumed: tuple[str, ...]
-    user: tuple[str, ...]
+    assumed: tuple[Assumption, ...]
+    user: tuple[Assumption, ...]
+    warnings: tuple[str, ...]
     execution: Execution | None = field(default=None, compare=False, repr=False)
 
     @property

@@ -14,11 +14,11 @@ used, or other ops wait for its op.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from jouletrace.errors import TraceError, did_you_mean
+from jouletrace.errors import TraceError
 from jouletrace.trace.codec import MAX_INTEGER, FieldError, canonical, decode, encode, field_names, parse
 from jouletrace.trace.graph import STATE_ROLES
 from jouletrace.trace.model import Attention, Conv, Gemm, Header, Nest, Op, Pool, Tensor, Trace
@@ -76,15 +76,18 @@ def waits_for(op: Op) -> tuple[str, ...]:
     return op.after if decision is None else (*op.after, decision)
 
 
-def findings(trace: Trace, *, typed: bool = False) -> list[Finding]:
-    """The problems with their places.
+def findings(trace: Trace, *, typed: bool = False) -> Iterator[Finding]:
+    """The problems with their places, one after the other.
 
     Fields of a wrong type, or outside a closed set, are told first and alone: the other rules could not
     be read on them. ``typed`` says that the fields are known to be right, as after decoding a file.
     """
-    if not typed and (wrong := list(_fields(trace))):
-        return wrong
-    return [*_header(trace), *_tensors(trace), *_ops(trace)]
+    wrong = [] if typed else list(_fields(trace))
+    yield from wrong
+    if not wrong:
+        yield from _header(trace)
+        yield from _tensors(trace)
+        yield from _ops(trace)
 
 
 def _fields(trace: Trace) -> Iterator[Finding]:
@@ -118,7 +121,7 @@ def _header(trace: Trace) -> Iterator[Finding]:
         if key in (*field_names(Header), "format") or keys.count(key) > 1:
             yield Finding("header", 0, f"The extension {key!r} of the header stands there twice.")
         elif not _is_canonical(text):
-            yield Finding("header", 0, f"The extension {key!r} of the header is not canonical JSON without floats.")
+            yield Finding("header", 0, f"The extension {key!r} of the header is not canonical JSON.")
 
 
 def _is_canonical(text: str) -> bool:
@@ -161,8 +164,8 @@ def _tensors(trace: Trace) -> Iterator[Finding]:
         for sentence in _bad_values(tensor):
             yield Finding("tensor", index, f"{name} {sentence}.")
         if tensor.name not in used:
-            yield Finding("tensor", index, f"{name} of role {tensor.role} is read by no op and is no final value "
-                          "of the step; prune the trace.")  # fmt: skip
+            yield Finding("tensor", index, f"{name} of role {tensor.role} is read by no op and is no final "
+                          "value of the step; prune the trace.")  # fmt: skip
 
 
 def _used(trace: Trace) -> set[str]:
@@ -233,7 +236,7 @@ def _reading(seen: _Seen, op: Op, index: int) -> Iterator[str]:
     for name in dict.fromkeys(op.reads):
         writer = seen.writer.get(name)
         if name not in tensors:
-            yield f"reads {name!r}, which is no tensor of this trace{did_you_mean(name, _near(name, tensors))}"
+            yield f"reads {name!r}, which is no tensor of this trace"
         elif writer == index:
             yield f"reads {name!r}, which it writes itself"
         elif writer is not None and writer > index:
@@ -241,16 +244,11 @@ def _reading(seen: _Seen, op: Op, index: int) -> Iterator[str]:
         elif writer is None and tensors[name].role not in _GIVEN:
             yield f"reads {name!r}, which no op writes and which is not an input, parameter, state or buffer"
     if op.read_elements and len(op.read_elements) != len(op.reads):
-        yield f"has {len(op.read_elements)} read_elements for {len(op.reads)} reads; one for each, or none, is needed"
+        yield f"has {len(op.read_elements)} read_elements for {len(op.reads)} reads"
         return
     for name, touched in zip(op.reads, op.read_elements, strict=False):
         if name in seen.sound and not 1 <= touched <= tensors[name].elements:
             yield f"touches {touched} elements of {name!r}, which has {tensors[name].elements}"
-
-
-def _near(name: str, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Names worth comparing with a wrong one; in a large trace not all of them are."""
-    return tuple(tensors) if len(name) <= 64 and len(tensors) <= 4096 else ()
 
 
 def _writing(seen: _Seen, op: Op, index: int) -> Iterator[str]:
@@ -285,7 +283,8 @@ def _versions(seen: _Seen, op: Op, index: int) -> Iterator[str]:
     elif op.reads:
         old = op.reads[0]
         if old in seen.update:
-            yield f"updates {old!r}, which op {seen.update[old]!r} has updated; a parameter has one final version"
+            yield (f"updates {old!r}, which op {seen.update[old]!r} updates already; "
+                   "a parameter has one final version")  # fmt: skip
         seen.update.setdefault(old, op.name)
 
 

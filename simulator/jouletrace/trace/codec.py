@@ -62,7 +62,7 @@ class FieldError(ValueError):
 
 
 def _join(outer: str, inner: str) -> str:
-    return f"{outer}.{inner}" if outer and inner else outer or inner
+    return f"{outer}.{inner}" if outer and inner and not inner.startswith("[") else outer + inner
 
 
 # -- strict JSON
@@ -142,6 +142,12 @@ def field_names(record: type) -> tuple[str, ...]:
     return tuple(f.name for f in fields(record))
 
 
+def _tag(record: type) -> str | None:
+    """The word that tells a record from the others of its union: its class attribute ``kind``."""
+    kind = getattr(record, "kind", None)
+    return kind if isinstance(kind, str) else None
+
+
 @cache
 def _defaults(record: type) -> tuple[tuple[str, Any], ...]:
     return tuple((f.name, f.default) for f in fields(record))
@@ -154,9 +160,9 @@ def encode(record: Any) -> dict[str, Any]:
     >>> encode(Gemm(1, 2, 3, 4, tb=True))
     {'kind': 'gemm', 'B': 1, 'M': 2, 'N': 3, 'K': 4, 'tb': True}
     """
-    kind = getattr(record, "kind", None)
+    kind = _tag(record.__class__)
     out: dict[str, Any] = {} if kind is None else {"kind": kind}
-    for name, default in _defaults(type(record)):
+    for name, default in _defaults(record.__class__):
         value = getattr(record, name)
         if value != default:
             out[name] = _plain(value)
@@ -190,7 +196,7 @@ class _Record:
     type: type
     readers: dict[str, Reader]
     required: frozenset[str]
-    tag: str | None = None
+    tag: str | None
 
     def __call__(self, value: Any) -> Any:
         if not isinstance(value, dict):
@@ -205,7 +211,7 @@ class _Record:
                     arguments[key] = reader(item)
                 except FieldError as error:
                     problems.extend(error.under(key).problems)
-            elif key != self.tag:
+            elif key != "kind" or self.tag is None:
                 known = tuple(self.readers)
                 hint = _hint(key, known) or f"; there are {', '.join(known)}"
                 problems.append(("", f"the field {reprlib.repr(key)} is unknown{hint}"))
@@ -252,7 +258,7 @@ def _reader(hint: Any) -> Reader:
     if origin in (Union, UnionType):
         options = tuple(_reader(a) for a in arguments)
         if all(isinstance(o, _Record) and o.tag for o in options):
-            return _Tagged({o.type.kind: o for o in options})  # type: ignore
+            return _Tagged({o.tag: o for o in options if isinstance(o, _Record) and o.tag})
         return lambda value: _either(options, value)
     return _record(hint)
 
@@ -261,7 +267,7 @@ def _record(record: type) -> _Record:
     hints = get_type_hints(record)
     readers = {name: _reader(hints[name]) for name in field_names(record)}
     required = frozenset(f.name for f in fields(record) if f.default is MISSING)
-    return _Record(record, readers, required, "kind" if hasattr(record, "kind") else None)
+    return _Record(record, readers, required, _tag(record))
 
 
 def _text(value: Any) -> str:

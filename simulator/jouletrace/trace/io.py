@@ -23,7 +23,17 @@ from jouletrace.trace.codec import MAX_PROBLEMS, FieldError, canonical, decode, 
 from jouletrace.trace.graph import data_dependencies
 from jouletrace.trace.model import Header, Op, Tensor, Trace
 
-__all__ = ["FORMAT", "VERSION", "digest", "dump", "list_traces", "load_trace", "read_trace", "write_trace"]
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "digest",
+    "dump",
+    "list_traces",
+    "load_trace",
+    "parse_trace",
+    "read_trace",
+    "write_trace",
+]
 
 FORMAT = "jouletrace-trace"
 VERSION = "1.0"
@@ -119,9 +129,8 @@ def load_trace(name: str | os.PathLike[str]) -> Trace:
             return read_trace(path)
     known = list_traces()
     raise UsageError(
-        f"There is no shipped trace {text!r}{did_you_mean(text, known)}. "
-        f"Shipped are: {', '.join(known) or 'none'}. "
-        f"A file is named with its suffix, as in ./{text}.jsonl.gz."
+        f"there is no shipped trace {text!r}; shipped are {', '.join(known) or 'none'}, and a file is named "
+        f"with its suffix, as in ./{text}.jsonl.gz{did_you_mean(text, known)}"
     )
 
 
@@ -140,12 +149,24 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
     try:
         with open(path, "rb", opener=_open) as file:
             _require_regular(file)
+            for _ in _inflate(file):
+                pass  # a bomb or a damaged file is known before anything is parsed
+            file.seek(0)
             parser.read(_lines(_inflate(file)))
         return parser.trace()
+    except _BytesError as error:
+        raise TraceError(f"{name}: {error}") from None
     except OSError as error:
         raise TraceError(f"{name}: cannot be read: {error.strerror or error}") from None
     except MemoryError:
         raise TraceError(f"{name}: does not fit into memory") from None
+
+
+def parse_trace(data: bytes, name: str) -> Trace:
+    """The trace of the bytes that :func:`dump` makes; ``name`` stands in front of errors, as for a file."""
+    parser = _Parser(name)
+    parser.read(_lines([data]))
+    return parser.trace()
 
 
 def _open(path: str, flags: int) -> int:
@@ -291,8 +312,8 @@ class _Parser:
         if match is None:
             raise FieldError(("version", 'must be a version such as "1.0"'))
         if match[1] != VERSION.partition(".")[0]:
-            raise FieldError(("version", f"the file has version {version}; this jouletrace reads version "
-                              f"{VERSION.partition('.')[0]}.x, so another release of it is needed"))  # fmt: skip
+            raise FieldError(("version", f"the file has version {version}; this release of jouletrace reads "
+                              "version 1.x, so another one is needed"))  # fmt: skip
         known = field_names(Header)
         self.header = decode(Header, {k: v for k, v in given.items() if k in known})
         newer = {k: v for k, v in given.items() if k not in known and k != "format"}
@@ -324,7 +345,7 @@ class _Parser:
             return  # a line that could not be read would only be missed again here
         expected = {"ops": len(self.ops), "sha256": self.sha.hexdigest(), "tensors": len(self.tensors)}
         if body != expected:
-            raise FieldError(("", "counts and sha256 are not those of the lines above, so the file was cut or "
+            raise FieldError(("", "counts and sha256 are not those of the lines above: the file was cut or "
                               f"edited; they would be {canonical(expected)}"))  # fmt: skip
 
     def trace(self) -> Trace:

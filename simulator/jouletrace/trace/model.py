@@ -19,16 +19,42 @@ attention                               q, k, v                  y
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from types import MappingProxyType
-from typing import ClassVar, Literal, Mapping
+from typing import ClassVar, Literal
 
 __all__ = [
-    "NESTS", "PHASES", "ROLES", "FORMATS", "Attention", "Cell", "Conv", "Copy", "Elementwise", "Gate",
-    "Gather", "Gemm", "Header", "Loss", "Nest", "Norm", "Op", "Phase", "Pool", "Reduce", "Rng",
-    "Role", "Scatter", "Softmax", "Sync", "Tensor", "Trace", "Update",
+    "FORMATS",
+    "NESTS",
+    "PHASES",
+    "ROLES",
+    "Attention",
+    "Cell",
+    "Conv",
+    "Copy",
+    "Elementwise",
+    "Gate",
+    "Gather",
+    "Gemm",
+    "Header",
+    "Loss",
+    "Nest",
+    "Norm",
+    "Op",
+    "Phase",
+    "Pool",
+    "Reduce",
+    "Rng",
+    "Role",
+    "Scatter",
+    "Softmax",
+    "Sync",
+    "Tensor",
+    "Trace",
+    "Update",
 ]
 
 Phase = Literal["forward", "backward_data", "backward_weight", "update"]

@@ -93,7 +93,8 @@ def _conv(o: _Operands, n: Conv) -> Iterator[str]:
     x, w, y = n.N * n.G * n.C * n.IY * n.IX, n.G * n.K * n.C * n.R * n.S, n.N * n.G * n.K * n.OY * n.OX
     first, second, result, bias = {
         "forward": (("x", x), ("w", w), ("y", y), n.G * n.K),
-        "backward_data": (("gy", y), ("w", w), ("gx", x), n.G * n.C),  # forward of a transposed conv: with bias
+        # As the forward op of a transposed convolution it has a bias.
+        "backward_data": (("gy", y), ("w", w), ("gx", x), n.G * n.C),
         "backward_weight": (("gy", y), ("x", x), ("gw", w), 0),
     }[n.role]
     yield from o.count(2, 1, 1 if bias else 0)
@@ -222,8 +223,8 @@ def _update(o: _Operands, n: Update) -> Iterator[str]:
             yield f"{which} {tensors[0].name!r} of role {tensors[0].role} where its parameter is expected"
     if o.reads and o.writes and o.reads[0].shape != o.writes[0].shape:
         yield f"turns a parameter of shape {o.reads[0].shape} into one of shape {o.writes[0].shape}"
-    states = [sorted(t.shape for t in tensors if t.role == "optimizer_state") for tensors in (o.reads, o.writes)]
-    if states[0] != states[1]:
+    old, new = (sorted(t.shape for t in ts if t.role == "optimizer_state") for ts in (o.reads, o.writes))
+    if old != new:
         yield "reads optimizer states of other shapes than it writes"
 
 

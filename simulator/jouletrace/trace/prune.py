@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from jouletrace.trace.check import is_final, waits_for
@@ -9,7 +10,17 @@ from jouletrace.trace.graph import STATE_ROLES
 from jouletrace.trace.model import Op, Trace
 from jouletrace.trace.operands import disagreements
 
-__all__ = ["prune"]
+__all__ = ["prune", "without_ops"]
+
+
+def without_ops(trace: Trace, names: Collection[str]) -> Trace:
+    """The step without some ops, without what they write, and without whatever is dead then.
+
+    This is how an update is left out: the new versions go with it, and the old ones pass through the step.
+    """
+    ops = tuple(op for op in trace.ops if op.name not in names)
+    gone = {name for op in trace.ops if op.name in names for name in op.writes}
+    return prune(replace(trace, tensors=tuple(t for t in trace.tensors if t.name not in gone), ops=ops))
 
 
 def prune(trace: Trace) -> Trace:
