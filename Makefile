@@ -15,9 +15,9 @@ help:
 demo: .venv/installed
 	@mkdir -p $(DEMO)
 	@$(BIN)/jouletrace run resnet74-cifar10-b128 --hardware eftrain-zcu102 \
-	    --json $(DEMO)/resnet74.json --timeline $(DEMO)/resnet74.timeline.json
+	    --json $(DEMO)/resnet74.json --timeline $(DEMO)/resnet74.timeline.json.gz
 	@echo
-	@echo "Next, half the DRAM bandwidth for the same step, and what it costs:"
+	@echo "Next, the same step with slower DRAM, and what that costs:"
 	@echo "  $(BIN)/jouletrace run resnet74-cifar10-b128 --hardware eftrain-zcu102 \\"
 	@echo "      --set dram.bandwidth='1 GB/s' --json $(DEMO)/slow.json"
 	@echo "  $(BIN)/jouletrace diff $(DEMO)/resnet74.json $(DEMO)/slow.json"

@@ -22,9 +22,9 @@ def project(tmp_path: Path) -> Path:
     (tests / "capture").mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("conftest.py"), tests)
     (tests / "test_plain.py").write_text("def test_plain(): pass\n")
-    needs = "import pytest\ntorch = pytest.importorskip('torch', reason='capture tests need PyTorch')\ndef test_it(): pass\n"
+    needs = "import pytest\ntorch = pytest.importorskip('torch', reason='capture tests need PyTorch')\n"
     for name in ("test_torch_a.py", "test_torch_b.py"):
-        (tests / "capture" / name).write_text(needs)
+        (tests / "capture" / name).write_text(needs + "def test_it(): pass\n")
     return tmp_path
 
 
@@ -42,7 +42,8 @@ def test_the_last_line_says_that_capture_tests_were_skipped(project: Path, argum
 
 
 def test_it_counts_the_files_of_this_run(project: Path) -> None:
-    assert last_line(project, WITHOUT_TORCH, "tests/capture/test_torch_a.py", "tests/test_plain.py") == f"{CLOSING} (1 test file)"
+    chosen = ("tests/capture/test_torch_a.py", "tests/test_plain.py")
+    assert last_line(project, WITHOUT_TORCH, *chosen) == f"{CLOSING} (1 test file)"
     assert CLOSING not in last_line(project, WITHOUT_TORCH, "tests/test_plain.py")
 
 

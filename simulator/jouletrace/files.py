@@ -45,7 +45,8 @@ def replacing(path: str | os.PathLike[str]) -> Generator[BinaryIO]:
         _sync_folder(target.parent)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UsageError(f"{os.fspath(path)}: cannot be written: {reason}; name a file in a folder that exists") from None
+        name = os.fspath(path)
+        raise UsageError(f"{name}: cannot be written: {reason}; name a file in a folder that exists") from None
 
 
 def write_file(path: str | os.PathLike[str], data: bytes | str) -> Path:

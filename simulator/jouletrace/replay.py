@@ -54,7 +54,8 @@ def simulate(
     True
     """
     if engine not in _ENGINES:
-        raise UsageError(f"there is no engine {engine!r}{did_you_mean(engine, list(_ENGINES))}; there is {', '.join(_ENGINES)}")
+        known = list(_ENGINES)
+        raise UsageError(f"there is no engine {engine!r}{did_you_mean(engine, known)}; there is {', '.join(known)}")
     step = trace if micro_batch is None else micro_batched(trace, micro_batch)
     memory = plan_memory(_part(step, only), hardware, allow_overflow=allow_dram_overflow)
     program = map_step(step, hardware, only=only)
@@ -120,18 +121,18 @@ def _trace_input(trace: Trace) -> TraceInput:
 def reproduce(result: Result, *, progress: Progress | None = None) -> Result:
     """Replays what made a result, from what the result itself holds.
 
-    Raises :class:`ResultError` if the shipped trace that it names has changed since, or if its model is another one.
+    Raises :class:`ResultError` if its model, or the shipped trace that it names, is another one by now.
     """
     if result.model_version != MODEL_VERSION:
         raise ResultError(
-            f"the result was made by jouletrace {result.version} with model version {result.model_version}; this is "
-            f"{__version__} with model version {MODEL_VERSION}, whose numbers differ: see CHANGES.md, or install that release"
+            f"the result was made by jouletrace {result.version} with model version {result.model_version}; this "
+            f"is {__version__} with model version {MODEL_VERSION}, whose numbers differ; install that release"
         )
     options = result.options
     return simulate(
-        _stored_trace(result.trace), hardware_from_resolved(result.hardware, "the result's hardware"), engine=options.engine,
-        only=options.only, micro_batch=options.micro_batch, allow_dram_overflow=options.allow_dram_overflow,
-        progress=progress,
+        _stored_trace(result.trace), hardware_from_resolved(result.hardware, "the result's hardware"),
+        engine=options.engine, only=options.only, micro_batch=options.micro_batch,
+        allow_dram_overflow=options.allow_dram_overflow, progress=progress,
     )  # fmt: skip
 
 
@@ -144,7 +145,7 @@ def _stored_trace(stored: TraceInput) -> Trace:
     found = hashlib.sha256(dump(trace)).hexdigest()
     if found != stored.digest:
         raise ResultError(
-            f"the trace {stored.name!r} has the digest {found[:12]}…, and the result was made from {stored.digest[:12]}…; "
-            "install the release that made the result"
+            f"the trace {stored.name!r} has the digest {found[:12]}…, and the result was made from "
+            f"{stored.digest[:12]}…; install the release that made the result"
         )
     return trace

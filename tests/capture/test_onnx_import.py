@@ -7,13 +7,13 @@ import pytest
 
 pytest.importorskip("onnx", reason="the import of ONNX files needs the onnx package")
 
-from onnx import NodeProto, TensorProto, helper  # noqa: E402
+from onnx import NodeProto, TensorProto, helper
 
-from jouletrace.capture.onnx import capture_onnx, onnx_forward  # noqa: E402
-from jouletrace.errors import CaptureError  # noqa: E402
-from jouletrace.trace.model import Conv, Copy, Elementwise, Gather, Gemm, Norm, Pool, Softmax, Trace  # noqa: E402
+from jouletrace.capture.onnx import capture_onnx, onnx_forward
+from jouletrace.errors import CaptureError
+from jouletrace.trace.model import Conv, Copy, Elementwise, Gather, Gemm, Norm, Pool, Softmax, Trace
 
-from .onnx_files import Shape, integers, model, number, residual_net, save, weight  # noqa: E402
+from .onnx_files import Shape, integers, model, number, residual_net, save, weight
 
 node = helper.make_node
 
@@ -224,7 +224,7 @@ def test_reductions_dropout_and_concatenation(tmp_path: Path) -> None:
     trace = forward(tmp_path, net, {"x": [2, 3, 6, 6]}, weights)
     assert kinds(trace) == ["conv", "rng", "elementwise", "copy", "copy", "pool", "reduce", "elementwise"]
     assert trace.ops[5].nest == Pool("average", 2, 8, 8, 8, 1, 1, 8, 8, (8, 8))
-    assert trace.ops[7].read_elements == (2, 16)  # an expanded view holds two values
+    assert trace.elements_read(trace.ops[7]) == (2, 16)  # an expanded view holds two values
 
 
 # -- recurrent layers

@@ -6,16 +6,16 @@ import pytest
 
 pytest.importorskip("onnx", reason="the import of ONNX files needs the onnx package")
 
-from hypothesis import given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
 
-from jouletrace.capture import onnx as importer  # noqa: E402
-from jouletrace.capture import onnx_ops  # noqa: E402
-from jouletrace.capture.onnx import capture_onnx  # noqa: E402
-from jouletrace.errors import CaptureError, JouletraceError, LimitExceeded, UsageError  # noqa: E402
+from jouletrace.capture import onnx as importer
+from jouletrace.capture import onnx_ops
+from jouletrace.capture.onnx import capture_onnx
+from jouletrace.errors import CaptureError, JouletraceError, LimitExceeded, UsageError
 
-from .onnx_files import integers, model, residual_net, save, weight  # noqa: E402
+from .onnx_files import integers, model, residual_net, save, weight
 
 node = helper.make_node
 

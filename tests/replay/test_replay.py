@@ -57,16 +57,16 @@ def test_step_that_exceeds_the_board_is_refused_unless_allowed(trace: jouletrace
 
 
 def test_energy_of_one_op_by_hand(trace: jouletrace.Trace, hardware: jouletrace.Hardware) -> None:
-    """Counts of a layer times the prices that 'jouletrace show' prints, and power times time."""
+    """Counts that follow from the layer, times prices that follow from the spec, and power times time."""
     result = jouletrace.simulate(trace, hardware, only="layer1.0.conv1:forward")
     by = result.by("component")
     macs = 32 * 16 * 16 * 32 * 32 * 3 * 3
     assert macs == 75_497_472
-    # 100 pJ a MAC; every lane works in every cycle of a 16 x 16 array with 16 channels, so none idles.
-    assert by["array"].energy_aj == macs * 100 * 10**6
-    # 0.9 W and 14 W at 100 MHz are 9 and 140 nJ a cycle.
-    assert by["chip"].energy_aj == result.cycles * 9 * 10**9
-    assert by["board"].energy_aj == result.cycles * 140 * 10**9
+    # Every lane of the 16 x 16 array has a channel pair of its own, so none idles while the array works.
+    assert by["array"].energy_aj == macs * hardware.energy.array.entries["mac_fp32"].energy_aj
+    # Watts over the clock, 100 MHz, are joules per cycle.
+    assert by["chip"].energy_aj == result.cycles * hardware.board.chip_static[1] // 10**8
+    assert by["board"].energy_aj == result.cycles * hardware.board.board_idle[1] // 10**8
     # Each tensor crosses the DRAM port once: w stays on the chip for the whole batch.
     assert result.dram_read_bytes >= 4 * (32 * 16 * 32 * 32 + 16 * 16 * 3 * 3)
     assert result.dram_write_bytes == 4 * 32 * 16 * 32 * 32

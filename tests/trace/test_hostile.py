@@ -22,7 +22,6 @@ from jouletrace.trace.codec import FieldError, parse
 from jouletrace.trace.graph import graph
 from jouletrace.trace.io import dump, parse_trace, read_trace
 from jouletrace.trace.lifetimes import peak_memory
-from jouletrace.trace.model import Trace
 from jouletrace.trace.prune import prune
 
 from .test_io import FIRST_OP, edited, op, sealed, small_step

@@ -219,8 +219,8 @@ FIRST_OP = 2 + len(small_step().tensors)
          f"t:{FIRST_OP}: op.nest.kind: must be one of conv, gemm, attention, elementwise, norm, pool, reduce, softmax, "
          "loss, gather, scatter, copy, cell, update, rng, sync (got 'convolution')"),
         (FIRST_OP, lambda row: row["op"]["nest"].update(M=1),
-         f"t:{FIRST_OP}: op.nest: the field 'M' is unknown; there are N, K, C, OY, OX, R, S, G, IY, IX, stride, padding, "
-         "dilation, role"),
+         f"t:{FIRST_OP}: op.nest: the field 'M' is unknown; there are N, K, C, OY, OX, R, S, G, IY, IX, stride, "
+         "padding, dilation, role"),
         (FIRST_OP, lambda row: row["op"].pop("edges"),
          f"t:{FIRST_OP}: op.edges: must list the positions of the ops whose results are read"),
         (FIRST_OP + 1, op({"edges": []}),

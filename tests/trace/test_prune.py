@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import networkx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,7 +49,6 @@ def test_frozen_layers_lose_what_only_they_need() -> None:
 
 
 def test_norm_above_frozen_layers_keeps_weight_gradients_only() -> None:
-    trace = small_step()
     pruned = without_ops(small_step(), ["conv.weight:update"])
     norm = pruned.op["bn.batch:backward_data"]
     assert [name.rpartition(".")[2] for name in norm.writes] == ["gw", "gb"]

@@ -146,9 +146,7 @@ class Forward:
         """A constant, or a running statistic."""
         return Array(name, tuple(shape)) if name in self.tensors else self._tensor(name, shape, "buffer")
 
-    def _tensor(
-        self, name: str, shape: Sequence[int], role: Role, bits: int = 32, format: Format = "fp"
-    ) -> Array:
+    def _tensor(self, name: str, shape: Sequence[int], role: Role, bits: int = 32, format: Format = "fp") -> Array:
         if name in self.tensors:
             raise CaptureError(f"{name}: two tensors have this name.")
         self.tensors[name] = Tensor(name, tuple(shape), bits, format, role)
@@ -170,9 +168,7 @@ class Forward:
         self._append(name, layer, nest, reads, tuple(o.tensor for o in outs))
         return outs
 
-    def _append(
-        self, name: str, layer: str, nest: Nest, reads: Sequence[Array], writes: tuple[str, ...]
-    ) -> None:
+    def _append(self, name: str, layer: str, nest: Nest, reads: Sequence[Array], writes: tuple[str, ...]) -> None:
         touched = tuple(min(r.elements, self.tensors[r.tensor].elements) for r in reads)
         whole = all(n == self.tensors[r.tensor].elements for n, r in zip(touched, reads, strict=True))
         self.ops.append(Op(name, "forward", layer, nest, tuple(r.tensor for r in reads), writes,

@@ -97,9 +97,7 @@ def _read(path: Path) -> ModelProto:
     if not path.is_file():
         raise CaptureError(f"{path}: is not a file.")
     if size > MAX_FILE_BYTES:
-        raise LimitExceeded(
-            f"{path}: {size} bytes are more than the {MAX_FILE_BYTES} that an ONNX file may have."
-        )
+        raise LimitExceeded(f"{path}: {size} bytes are more than the {MAX_FILE_BYTES} that an ONNX file may have.")
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except (DecodeError, OSError) as problem:
@@ -117,9 +115,7 @@ def _drop_weights(model: ModelProto, path: Path) -> None:
     problems: list[str] = []
     for tensor in _tensors(model.graph):
         if tensor.data_location == tensor.EXTERNAL or tensor.external_data:
-            place = {entry.key: entry.value for entry in tensor.external_data}.get(
-                "location", "an unnamed file"
-            )
+            place = {entry.key: entry.value for entry in tensor.external_data}.get("location", "an unnamed file")
             problems.append(f"{path}: tensor {tensor.name!r} keeps its data in {place!r}; no other file is "
                             "opened. Save the model with its data inside it.")  # fmt: skip
         if any(d < 0 for d in tensor.dims) or prod(tensor.dims) > MAX_TENSOR_ELEMENTS:

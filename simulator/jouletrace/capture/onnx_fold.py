@@ -40,7 +40,8 @@ def infer(model: ModelProto, strict: bool = True) -> ModelProto:
         if node.domain not in ("", "ai.onnx"):
             node.op_type, node.domain = "Identity", ""
             del node.input[1:], node.output[1:], node.attribute[:]
-    return onnx.shape_inference.infer_shapes(known, strict_mode=strict, data_prop=True)
+    # Propagation of data is left off: it computes large constants for real, and fold() does the small ones.
+    return onnx.shape_inference.infer_shapes(known, strict_mode=strict)
 
 
 def fold(model: ModelProto) -> None:
@@ -54,11 +55,7 @@ def _fold_once(model: ModelProto) -> bool:
     import onnx
 
     shapes = _known_shapes(infer(model, strict=False))
-    known = {
-        t.name: onnx.numpy_helper.to_array(t)
-        for t in model.graph.initializer
-        if _may_know(t.dims, t.data_type)
-    }
+    known = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if _may_know(t.dims, t.data_type)}
     opset = {o.domain: o.version for o in model.opset_import}
     kept: list[NodeProto] = []
     for node in model.graph.node:

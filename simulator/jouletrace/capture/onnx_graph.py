@@ -32,9 +32,7 @@ class Graph:
     running the network: no tensor unless an op has to read it), or an array.
     """
 
-    def __init__(
-        self, model: ModelProto, path: Path, batch: int | None, approximate: Approximate | None
-    ) -> None:
+    def __init__(self, model: ModelProto, path: Path, batch: int | None, approximate: Approximate | None) -> None:
         self.path, self.proto = path, model.graph
         self.opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=1)
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -61,9 +59,7 @@ class Graph:
         kind = value.type.tensor_type
         shape = tuple(d.dim_value for d in kind.shape.dim)
         self.types[value.name] = kind.elem_type
-        if kind.HasField("shape") and all(
-            d.HasField("dim_value") and d.dim_value >= 0 for d in kind.shape.dim
-        ):
+        if kind.HasField("shape") and all(d.HasField("dim_value") and d.dim_value >= 0 for d in kind.shape.dim):
             if prod(shape) > MAX_TENSOR_ELEMENTS:
                 raise LimitExceeded(f"{self.path}: {value.name!r} of shape {shape} has more than "
                                     f"{MAX_TENSOR_ELEMENTS} elements.")  # fmt: skip
@@ -106,9 +102,7 @@ class Graph:
                                  "has batch norms, the export folded them into the convolutions, and what it "
                                  "costs to train them is missing. Export in training mode, without constant "
                                  "folding.")  # fmt: skip
-        frozen = (
-            n.op_type == "BatchNormalization" and not self.attribute(n, "training_mode", 0) for n in nodes
-        )
+        frozen = (n.op_type == "BatchNormalization" and not self.attribute(n, "training_mode", 0) for n in nodes)
         if self.opset >= 14 and any(frozen):
             self.warnings.append("Batch norms stand in inference mode in the file; they are counted in "
                                  "training mode.")  # fmt: skip
@@ -152,9 +146,7 @@ class Graph:
     def is_float(self, name: str) -> bool:
         import onnx
 
-        return onnx.TensorProto.DataType.Name(self.types.get(name, 1)).startswith(
-            ("FLOAT", "DOUBLE", "BFLOAT")
-        )
+        return onnx.TensorProto.DataType.Name(self.types.get(name, 1)).startswith(("FLOAT", "DOUBLE", "BFLOAT"))
 
     def has(self, node: NodeProto, index: int) -> bool:
         return index < len(node.input) and node.input[index] != ""
@@ -178,9 +170,7 @@ class Graph:
         if self.has(node, index):
             name = node.input[index]
             if name not in self.values:
-                raise self.problem(
-                    node, f"{attribute} ({name!r}) is computed in the graph; export it as a constant."
-                )
+                raise self.problem(node, f"{attribute} ({name!r}) is computed in the graph; export it as a constant.")
             return self.values[name]
         value = self.attribute(node, attribute, None)
         return [value] if isinstance(value, int | float) else value
@@ -235,13 +225,15 @@ class Graph:
         else:
             outputs = self._approximate(node)
         for name, array in zip(node.output, outputs, strict=False):
+            if not name:
+                continue
             if array.elements != prod(self.shape(name)):
                 raise self.problem(node, f"writes {array.shape}, but the file says {self.shape(name)}.")
             self.arrays[name] = array.view(*self.shape(name))
 
     def _approximate(self, node: NodeProto) -> list[Array]:
         self._approximated.append(f"{node.op_type} in {title(node)}")
-        shapes = [self.shapes[name] for name in node.output if name in self.shapes]
+        shapes = [self.shape(node.output[0]), *(self.shapes[n] for n in node.output[1:] if n in self.shapes)]
         nest = Elementwise(node.op_type.lower(), prod(shapes[0]))
         return self.f.emit_many(self.layer, nest, self.variables(node), [
             ("y" if i == 0 else f"y{i + 1}", shape, "activation", 32) for i, shape in enumerate(shapes)

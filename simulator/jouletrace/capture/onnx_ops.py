@@ -310,9 +310,7 @@ def _recurrent(g: Graph, node: NodeProto, function: str, gates: int) -> list[Arr
     return [y, y.view(directions, N, H)][: len(node.output)]
 
 
-def _direction(
-    g: Graph, node: NodeProto, index: int, direction: int, shape: tuple[int, ...], part: str = ""
-) -> Array:
+def _direction(g: Graph, node: NodeProto, index: int, direction: int, shape: tuple[int, ...], part: str = "") -> Array:
     """ONNX stacks the weights of all directions, and both biases; each is a parameter of its own."""
     if node.input[index] not in g.weights:
         raise g.problem(node, f"input {node.input[index]!r} is computed in the graph; it has to be a weight.")

@@ -28,7 +28,6 @@ PACKAGES = (str(Path(torch.__file__).resolve().parent), str(Path(__file__).resol
 # Asking for a value that a meta tensor does not have.
 _NEEDS_DATA = {
     "aten::_local_scalar_dense": "reads a value of a tensor, as .item(), float() and if do",
-    "aten::is_nonzero": "reads a value of a tensor, as if and while do",
     "aten::equal": "compares the values of two tensors",
     "aten::nonzero": "has as many results as there are non-zeros",
     "aten::masked_select": "has as many results as the mask has ones",

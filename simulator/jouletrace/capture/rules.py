@@ -57,9 +57,7 @@ def _conv(tape: Tape, op: Op) -> None:
     if tape.needs(op, 0):
         tape.give(op, 0, tape.emit(op.layer, replace(nest, role="backward_data"), (gy, w), x.shape, x.tensor))
     if tape.needs(op, 1):
-        tape.give(
-            op, 1, tape.emit(op.layer, replace(nest, role="backward_weight"), (gy, x), w.shape, w.tensor)
-        )
+        tape.give(op, 1, tape.emit(op.layer, replace(nest, role="backward_weight"), (gy, x), w.shape, w.tensor))
     tape.give(op, 2, gy)
 
 
@@ -112,9 +110,7 @@ def _elementwise(tape: Tape, op: Op) -> None:
         if reads == "=":
             tape.give(op, i, gy)
         elif reads != "-" and tape.needs(op, i):
-            kept = [
-                tape.result(op) if letter == "y" else operands[_LETTERS.index(letter)] for letter in reads
-            ]
+            kept = [tape.result(op) if letter == "y" else operands[_LETTERS.index(letter)] for letter in reads]
             tape.give(op, i, tape.emit(op.layer, backward, (gy, *kept), gy.shape, operands[i].tensor))
 
 
@@ -146,9 +142,7 @@ def _norm(tape: Tape, op: Op) -> None:
     weight = (tape.operand(op, 1),) if tape.needs(op, 1) else ()
     reads = (gy, tape.operand(op, 0), *statistics, *weight)
     writes = [(labels[i], o.shape, o.tensor) for i, o in zip(wanted, operands, strict=True)]
-    for i, gradient in zip(
-        wanted, tape.emit_many(op.layer, op.nest, reads, writes, "backward_data"), strict=True
-    ):
+    for i, gradient in zip(wanted, tape.emit_many(op.layer, op.nest, reads, writes, "backward_data"), strict=True):
         tape.give(op, i, gradient)
 
 
@@ -169,9 +163,7 @@ def _reduce(tape: Tape, op: Op) -> None:
     nest = cast(Reduce, op.nest)
     x = tape.operand(op, 0)
     if nest.function not in ("sum", "mean"):
-        raise CaptureError(
-            f"{op.name}: no reverse rule for the reduction {nest.function!r}; sum and mean have one."
-        )
+        raise CaptureError(f"{op.name}: no reverse rule for the reduction {nest.function!r}; sum and mean have one.")
     if nest.function == "mean":
         gy = tape.emit(op.layer, Elementwise("mean_backward", x.elements), (gy,), x.shape, x.tensor)
     tape.give(op, 0, gy.view(*x.shape))  # of a sum: the same value for every summand
@@ -181,9 +173,7 @@ def _softmax(tape: Tape, op: Op) -> None:
     gy = tape.gradient(op.writes[0])
     if gy is not None:
         x = tape.operand(op, 0)
-        tape.give(
-            op, 0, tape.emit(op.layer, cast(Softmax, op.nest), (gy, tape.result(op)), x.shape, x.tensor)
-        )
+        tape.give(op, 0, tape.emit(op.layer, cast(Softmax, op.nest), (gy, tape.result(op)), x.shape, x.tensor))
 
 
 def _loss(tape: Tape, op: Op) -> None:

@@ -107,9 +107,9 @@ def _built(recipe: Recipe, batch: int) -> tuple[torch.nn.Module, Callable[[], ob
             return model, step
         case _:
             pass
-    place = f"{inspect.getsourcefile(recipe)}:{recipe.__code__.co_firstlineno}"
+    file, line = inspect.getsourcefile(recipe), inspect.getsourcelines(recipe)[1]
     raise CaptureError(
-        f"{place}: the recipe {recipe.__name__!r} has to return (model, step): a torch.nn.Module and a "
+        f"{file}:{line}: the recipe {recipe.__name__!r} has to return (model, step): a torch.nn.Module and a "
         f"function without arguments that trains one step (it returned {type(built).__name__})"
     )
 
@@ -138,7 +138,7 @@ class _Session:
         try:
             with self._opinion.tracker, self._tags, self.recorder, self._cpu:
                 step()
-            if record:
+            if record and not self.optimizers:
                 self._find_gradients()
         finally:
             for hook in hooks:
@@ -185,10 +185,9 @@ class _Session:
             self._name(name, tensor, "input")
 
     def _find_gradients(self) -> None:
-        """Gradients of parameters that no optimizer saw, as in a step that does the update itself."""
-        seen = set(self.facts.gradients.values())
+        """The gradients of a step that does without an optimizer."""
         for name, parameter in self._parameters():
-            if name not in seen and parameter.grad is not None:
+            if parameter.grad is not None:
                 self.facts.gradients[self.recorder.ref(parameter.grad).key] = name
 
     def _parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:

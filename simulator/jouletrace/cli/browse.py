@@ -18,7 +18,9 @@ __all__ = ["add"]
 def add(commands: Commands) -> None:
     traces = commands.add_parser("traces", help="list the shipped traces", description="Lists the shipped traces.")
     traces.set_defaults(execute=_traces)
-    hardware = commands.add_parser("hardware", help="list the shipped accelerators", description="Lists the accelerators.")
+    hardware = commands.add_parser(
+        "hardware", help="list the shipped accelerators", description="Lists the shipped accelerators."
+    )
     hardware.set_defaults(execute=_hardware)
     show = commands.add_parser(
         "show", help="show a trace or an accelerator", description="Shows what is in a trace or in a hardware spec."
@@ -28,7 +30,7 @@ def add(commands: Commands) -> None:
     add_overrides(show)
     show.set_defaults(execute=_show)
     check = commands.add_parser(
-        "check", help="check a trace, a spec or a result file", description="Reads a file and says what is wrong with it."
+        "check", help="check a trace, spec or result file", description="Reads a file and says what is wrong with it."
     )
     check.add_argument("file", metavar="FILE", help="a trace (.jsonl.gz, .jsonl), a spec (.yaml) or a result (.json)")
     check.set_defaults(execute=_check)
@@ -72,8 +74,8 @@ def _find(name: str, overrides: list[str]) -> Trace | tuple[Hardware]:
         return (load_hardware(name, overrides),)
     known = [*traces, *hardware]
     raise UsageError(
-        f"there is no shipped trace or hardware {name!r}{did_you_mean(name, known)}; 'jouletrace traces' and 'jouletrace "
-        "hardware' list them; a file ends in .jsonl.gz, .jsonl or .yaml"
+        f"there is no shipped trace or hardware {name!r}{did_you_mean(name, known)}; 'jouletrace traces' and "
+        "'jouletrace hardware' list them; a file ends in .jsonl.gz, .jsonl or .yaml"
     )
 
 
@@ -98,6 +100,8 @@ def _check(arguments: argparse.Namespace) -> None:
         from jouletrace.result import load_result
 
         result = load_result(name)
-        print(f"{name}: a good result: {len(result.ops)} ops, {result.cycles} cycles, every sum follows from its counts")
+        print(f"{name}: a good result: {len(result.ops)} ops, {result.cycles} cycles, every sum follows from counts")
     else:
-        raise UsageError(f"{name}: cannot tell what this is; a trace ends in .jsonl.gz or .jsonl, a spec in .yaml, a result in .json")
+        raise UsageError(
+            f"{name}: cannot tell what this is; a trace ends in .jsonl.gz or .jsonl, a spec in .yaml, a result in .json"
+        )

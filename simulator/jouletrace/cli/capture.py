@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("recipe", metavar="RECIPE", help="path/to/file.py:function, or a .onnx file")
     parser.add_argument("--batch", metavar="N", type=int, help="samples in the step; a recipe needs it")
-    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="where the trace goes (.jsonl.gz or .jsonl)")
+    parser.add_argument("-o", "--output", metavar="FILE", required=True, help="the trace file (.jsonl.gz or .jsonl)")
     parser.add_argument("--name", help="the name of the trace; by default that of the file")
     parser.set_defaults(execute=execute)
 

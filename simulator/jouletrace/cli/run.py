@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from gzip import GzipFile
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
@@ -27,15 +28,15 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("trace", metavar="TRACE", nargs="?", help="a shipped trace (see 'jouletrace traces') or a file")
     parser.add_argument("--from", dest="source", metavar="RESULT.json", help="repeat the run that made this result")
-    parser.add_argument("--hardware", metavar="SPEC", help="a shipped accelerator (see 'jouletrace hardware') or a YAML file")
+    parser.add_argument("--hardware", metavar="SPEC", help="an accelerator (see 'jouletrace hardware') or a YAML file")
     add_overrides(parser)
     parser.add_argument("--engine", default="events", choices=["events"], help="the engine that counts cycles")
-    parser.add_argument("--only", metavar="LAYER[:PHASE]", help="replay these ops alone, as in --only layer1.0:forward")
+    parser.add_argument("--only", metavar="LAYER[:PHASE]", help="replay a part alone, as in --only layer1.0:forward")
     parser.add_argument("--micro-batch", metavar="N", type=int, help="process N samples at a time, to need less DRAM")
     parser.add_argument("--allow-dram-overflow", action="store_true", help="replay although the step exceeds the DRAM")
     parser.add_argument("--json", metavar="FILE", help="write the result file")
     parser.add_argument("--csv", metavar="FILE", help="write one row per op and component")
-    parser.add_argument("--timeline", metavar="FILE", help="write a Chrome trace; open it in ui.perfetto.dev")
+    parser.add_argument("--timeline", metavar="FILE", help="write a Chrome trace for Perfetto (.json or .json.gz)")
     parser.add_argument("--svg", metavar="FILE", help="write a picture of the energy by phase and component")
     parser.add_argument("--top", metavar="N", type=int, default=10, help="how many of the dearest layers to show (10)")
     parser.add_argument(
@@ -81,9 +82,11 @@ def _outputs(arguments: argparse.Namespace) -> Generator[Callable[[Result], None
             from jouletrace.report.export import EXPORTS
 
             for what, file in files.items():
-                text = TextIOWrapper(file, "utf-8", newline="", write_through=True)
-                EXPORTS[what](text, result)
-                text.detach()
+                packed = what == "timeline" and places[what].endswith(".gz")
+                with GzipFile("", "wb", 6, file, mtime=0) if packed else nullcontext(file) as bytes_:
+                    text = TextIOWrapper(bytes_, "utf-8", newline="", write_through=True)
+                    EXPORTS[what](text, result)
+                    text.detach()
 
         yield write
 

@@ -13,6 +13,7 @@ from jouletrace.units import show_bytes
 __all__ = ["EXTRAPOLATED", "access_energy"]
 
 EXTRAPOLATED = "scaled by the square root of the size"
+_NEAR = 2  # times beyond, and still about the same memory
 _BEYOND = 16  # times beyond the smallest or largest memory of a table
 _STRENGTH: tuple[Certainty, ...] = ("seen", "code", "derived", "fitted", "recalled", "assumed", "user")
 
@@ -46,7 +47,9 @@ def access_energy(table: EnergyTable, name: str, buffer: Buffer) -> tuple[Band, 
     if below is not above:
         how = f"interpolated between {show_bytes(below.size_bytes)} and {show_bytes(above.size_bytes)}"
     elif size != below.size_bytes:
-        how, certainty = f"{EXTRAPOLATED} from {show_bytes(below.size_bytes)}", "assumed"
+        near = below.size_bytes <= _NEAR * size and size <= _NEAR * below.size_bytes
+        how = "a little beyond" if near else f"{EXTRAPOLATED} from"
+        how, certainty = f"{how} {show_bytes(below.size_bytes)}", "assumed"
     elif width != below.width_bits:
         how = f"scaled from {below.width_bits} bit"
     else:
@@ -67,10 +70,15 @@ def _energy(size: int, below: SramPoint, low_aj: int, above: SramPoint, high_aj:
     last = _at_width(high_aj, above.width_bits, width)
     if size in (below.size_bytes, above.size_bytes):
         return first if size == below.size_bytes else last
+    if not (first and last):
+        return min(first, last)  # a price of nothing has no logarithm
     if below is above:
         return Fraction(float(first) * math.sqrt(size / below.size_bytes))
-    share = math.log(size / below.size_bytes) / math.log(above.size_bytes / below.size_bytes)
-    return Fraction(float(first) * (float(last) / float(first)) ** share)
+    from scipy.interpolate import make_interp_spline  # costs a third of a second, and only buffers need it
+
+    sizes, energies = (below.size_bytes, above.size_bytes), (float(first), float(last))
+    line = make_interp_spline(list(map(math.log, sizes)), list(map(math.log, energies)), k=1)
+    return Fraction(math.exp(float(line(math.log(size)))))
 
 
 def _at_width(energy_aj: int, have_bits: int, want_bits: int) -> Fraction:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from jouletrace.hardware.spec import ChannelParallel, Hardware
-from jouletrace.mapping.issue import Issuer, Loop, Step, issuer
+from jouletrace.mapping.issue import GRADIENT, WEIGHT_TILE, Issuer, Loop, Step, issuer
 from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.program import Action, ProgramBuilder
 from jouletrace.mapping.tiles import Tile, choose, stored_channels
@@ -172,9 +172,12 @@ class _Plan:
                 if manner:
                     opens = manner in ("stream", "block") or (manner == "open" and first)
                     loads.append(self._kernel("weight", weight_out, in_, opens=opens, closes=last, write=False))
-                if manner == "stream" or (manner in ("open", "block") and first):
+                if manner == "stream":
+                    occupies.append(WEIGHT_TILE)
+                    releases.append(WEIGHT_TILE)
+                elif manner in ("open", "block") and first:
                     occupies.append("weight")
-                if manner == "stream" or (frees and last):
+                if manner != "stream" and frees and last:
                     releases.append("weight")
                 if first:
                     occupies.append("output")
@@ -204,12 +207,12 @@ class _Plan:
         end = len(self.ins) - 1
         for n, in_ in enumerate(self.ins):
             loads = [self._input(patch, in_)] + ([self._operand(patch, out)] if n == 0 else [])
-            occupies = ["input"] + (["operand"] if n == 0 else []) + (["gradient"] if first and n == 0 else [])
+            occupies = ["input"] + (["operand"] if n == 0 else []) + ([GRADIENT] if first and n == 0 else [])
             releases = ["input"] + (["operand"] if n == end else [])
             opens, closes = run[0] and n == 0, run[1] and n == end
             store = self._kernel("output", out, in_, opens=opens, closes=closes, write=True) if last else None
             steps.append(
-                Step(tuple(loads), *self._work(out, in_, patch), tuple(occupies), tuple(releases), store, "gradient", n == end)
+                Step(tuple(loads), *self._work(out, in_, patch), tuple(occupies), tuple(releases), store, GRADIENT, n == end)
             )  # fmt: skip
         return Loop(tuple(steps), serial=True)
 
@@ -259,7 +262,7 @@ class _Plan:
         for r, patch in enumerate(self.patches):
             key = (patch, r == 0, r == end)
             if key not in made:
-                taken = ("input", "operand", "gradient") if occupies and r == 0 else ("input", "operand")
+                taken = ("input", "operand", GRADIENT) if occupies and r == 0 else ("input", "operand")
                 store = (
                     self._kernel("output", out, in_, opens=run[0], closes=run[1], write=True)
                     if stores and r == end
@@ -267,7 +270,7 @@ class _Plan:
                 )
                 made[key] = Step(
                     (self._input(patch, in_), self._operand(patch, out)), *self._work(out, in_, patch),
-                    taken, ("input", "operand"), store, "gradient", releases,
+                    taken, ("input", "operand"), store, GRADIENT, releases,
                 )  # fmt: skip
             steps.append(made[key])
         return Loop(tuple(steps))

@@ -21,7 +21,12 @@ from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.program import Action, ProgramBuilder, Sequence32
 from jouletrace.mapping.transfer import Memory, Transfer
 
-__all__ = ["Issuer", "Loop", "Step", "issuer"]
+__all__ = ["GRADIENT", "WEIGHT_TILE", "Issuer", "Loop", "Step", "issuer"]
+
+# Slots of the weight buffer: kernel gradients that are accumulated, and tiles of weights that stream (a ping-pong
+# pair, whatever the number of copies, since the tile search sees to it that two fit).
+GRADIENT = "gradient"
+WEIGHT_TILE = "weight tile"
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,21 +112,25 @@ class Issuer(ABC):
     def _drain(self) -> list[int]:
         """The commands that end an op."""
 
-    def _slots(self, buffer: str) -> int:
-        copies = self.hardware.buffers["weight" if buffer == "gradient" else buffer].copies
-        return self.builder.pool(f"{buffer}.free", copies, "weight" if buffer == "gradient" else buffer)
+    def _slots(self, slot: str) -> int:
+        """The pool of free slots: of a buffer's copies, or of what the weight buffer holds instead of resident weights."""
+        if slot == WEIGHT_TILE:
+            return self.builder.pool(f"{slot}.free", 2, "weight")
+        buffer = "weight" if slot == GRADIENT else slot
+        return self.builder.pool(f"{slot}.free", self.hardware.buffers[buffer].copies, buffer)
 
     def _filled(self, buffer: str) -> int:
         return self.builder.pool(f"{buffer}.full", 0)
 
     def _load(self, step: Step, load: Transfer, go: list[tuple[int, int]], done: list[tuple[int, int]]) -> int:
-        takes = [(self._slots(load.buffer), 1)] if load.buffer in step.occupies else []
+        slots = (load.buffer, WEIGHT_TILE) if load.buffer == "weight" else (load.buffer,)
+        takes = [(self._slots(slot), 1) for slot in slots if slot in step.occupies]
         return self.memory.command(
             f"load {load.buffer}", load, go + takes, [(self._filled(load.buffer), 1), *done]
         )
 
     def _compute(self, step: Step, go: list[tuple[int, int]], done: list[tuple[int, int]]) -> int:
-        loaded = {load.buffer for load in step.loads}
+        loaded = {load.buffer for load in step.loads} | {WEIGHT_TILE}
         takes = [(self._filled(load.buffer), 1) for load in step.loads]
         takes += [(self._slots(b), 1) for b in step.occupies if b not in loaded]
         gives = [(self._slots(b), 1) for b in step.releases]

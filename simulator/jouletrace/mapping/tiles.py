@@ -151,7 +151,8 @@ def _search(loops: Loops, identity: _Identity) -> Tile:
 
 def _candidates(loops: Loops, hardware: Hardware) -> tuple[Array, Array, Array, Array, Array]:
     array = _array(hardware)
-    free = array.schedule.tile_channels == "free"
+    # A matrix product has no halo: its channel tiles lie one after the other, and one burst may cover many.
+    free = array.schedule.tile_channels == "free" or (loops.taps == 1 and loops.columns == 1)
     outs = part_sizes(loops.out_channels, array.out_channels) if free else [array.out_channels]
     ins = part_sizes(loops.in_channels, array.in_channels) if free else [array.in_channels]
     grid = np.meshgrid(
@@ -185,7 +186,8 @@ def _footprint(
         kept = np.where(resident == 0, out * in_, np.where(one_tile_map, out, resident) * whole)
         sizes = {"input": input_bits, "operand": out * rows * columns * w, "weight": kept * loops.taps * y}
     else:
-        kept = np.where(resident == 0, out * in_, resident * whole)
+        pair = -(-2 // hardware.buffers["weight"].copies)  # streaming weights need two tiles, in all copies together
+        kept = np.where(resident == 0, pair * out * in_, resident * whole)
         sizes = {"input": input_bits, "weight": kept * loops.taps * w, "output": out * rows * columns * y}
     return {name: -(-bits // 8) for name, bits in sizes.items()}
 

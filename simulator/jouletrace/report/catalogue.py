@@ -98,10 +98,10 @@ def print_hardware(hardware: Hardware) -> None:
 def _spec(hardware: Hardware) -> Iterator[RenderableType]:
     yield Text.assemble((hardware.name, "bold"), "  ", hardware.description)
     array, unit, dram = hardware.array, hardware.array.multiplier, hardware.dram
-    shape = (
-        f"{array.out_channels} × {array.in_channels} lanes, output by input channels" if isinstance(array, ChannelParallel)
-        else f"{array.rows} × {array.columns} elements, {array.dataflow.replace('_', ' ')}"
-    )  # fmt: skip
+    if isinstance(array, ChannelParallel):
+        shape = f"{array.out_channels} × {array.in_channels} lanes, output by input channels"
+    else:
+        shape = f"{array.rows} × {array.columns} elements, {array.dataflow.replace('_', ' ')}"
     board = hardware.board
     yield from _facts([
         ("sha256", digest(hardware)),
@@ -109,8 +109,10 @@ def _spec(hardware: Hardware) -> Iterator[RenderableType]:
         ("array", f"{shape}, {unit.format}{unit.bits}, {hardware.clock_hz / 10**6:g} MHz"),
         ("vector unit", f"{hardware.vector.lanes} lanes, chunks of {show_bytes(hardware.vector.chunk_bytes)}"),
         ("DRAM", f"{dram.device.name}, {show_bytes(dram.bandwidth_bytes_per_second)}/s, {dram.port.replace('_', ' ')}"),
-        ("board", f"{board.name}: {board.dsp} DSP, {board.bram36} BRAM36, {board.uram} URAM, {show_bytes(board.dram_bytes)}"),
-        ("power", f"chip static {show_power(board.chip_static[1] / 10**18)}, board idle {show_power(board.board_idle[1] / 10**18)}"),
+        ("board", f"{board.name}: {board.dsp} DSP, {board.bram36} BRAM36, {board.uram} URAM, "
+                  f"{show_bytes(board.dram_bytes)} DRAM"),
+        ("power", f"chip static {show_power(board.chip_static[1] / 10**18)}, "
+                  f"board idle {show_power(board.board_idle[1] / 10**18)}"),
     ])  # fmt: skip
 
     yield heading("Buffers")

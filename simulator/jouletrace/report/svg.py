@@ -63,7 +63,8 @@ def _svg(result: Result) -> Iterator[str]:
             begin, x = x, x + parts[part]
             left, right = begin * _WIDTH / longest, x * _WIDTH / longest
             yield (
-                f'<rect x="{_LEFT + left:.1f}" y="{y}" width="{right - left:.1f}" height="{_BAR}" fill="{_COLOURS[part]}">'
+                f'<rect x="{_LEFT + left:.1f}" y="{y}" width="{right - left:.1f}" height="{_BAR}" '
+                f'fill="{_COLOURS[part]}">'
                 f"<title>{phase}: {part} {show_energy(parts[part])}</title></rect>"
             )
         yield _text(f"{_LEFT + x * _WIDTH / longest + 8:.1f}", y + 18, show_energy(x))

@@ -155,18 +155,23 @@ def _share(energy: Energy, energies: Mapping[str, Energy]) -> tuple[str, str, Te
 
 
 def _basis(result: Result) -> Iterator[RenderableType]:
-    """Which inputs rest on less than a published number; prices of one component stand together."""
-    named: dict[str, dict[str, None]] = {}
+    """Which inputs rest on less than a published number; prices stand last, by component."""
+    named: dict[str, tuple[dict[str, None], dict[str, None]]] = {}
     for path, certainty, _ in (*result.user, *result.assumed):
-        words = path.split()
-        short = f"price of {words[2]}" if path.startswith("energy of ") else path
-        named.setdefault(certainty, {})[short] = None
+        values, prices = named.setdefault(certainty, ({}, {}))
+        priced = path.removeprefix("energy of ")
+        if priced == path:
+            values[path] = None
+        else:
+            component = priced.split()[0]
+            prices["buffers" if component.startswith("buffer.") else component] = None
     if not named:
         return
     yield heading("Rests on", f"'jouletrace show {result.hardware['name']}' lists the sources")
     made = table("", "", header=False)
-    for certainty, paths in named.items():
-        made.add_row("set by you" if certainty == "user" else certainty, ", ".join(paths))
+    for certainty, (values, prices) in named.items():
+        listed = [*values, *([f"prices of {', '.join(prices)}"] if prices else [])]
+        made.add_row("set by you" if certainty == "user" else certainty, ", ".join(listed))
     yield _indent(made)
 
 

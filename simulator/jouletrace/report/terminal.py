@@ -33,8 +33,8 @@ def print_page(parts: Iterable[RenderableType], file: TextIO | None = None) -> N
     width = shutil.get_terminal_size((_PIPE_WIDTH, 24)).columns if terminal else _columns()
     text = io.StringIO()
     console = Console(
-        file=text, force_terminal=terminal, width=max(60, width), highlight=False, color_system="auto" if terminal else None,
-        no_color=not terminal or "NO_COLOR" in os.environ,
+        file=text, force_terminal=terminal, width=max(60, width), highlight=False,
+        color_system="auto" if terminal else None, no_color=not terminal or "NO_COLOR" in os.environ,
     )  # fmt: skip
     console.print(Group(*parts))
     lines = (line.rstrip() for line in text.getvalue().splitlines())

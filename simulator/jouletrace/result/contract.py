@@ -147,11 +147,15 @@ def from_json(text: str | bytes, name: str) -> Result:
         expected = document(result)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, ZeroDivisionError) as error:
         reason = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else str(error)
-        raise ResultError(f"{name}: is not a complete result file: {reason}; write it again with 'jouletrace run --json'") from None
+        raise ResultError(
+            f"{name}: is not a complete result file: {reason}; write it again with 'jouletrace run --json'"
+        ) from None
     newer = data.get("version") != VERSION
     place = _difference(expected | {"version": data["version"]}, data, "", newer)
     if place:
-        raise ResultError(f"{name}: {place}: does not follow from the counts and prices of the file; it was edited or damaged")
+        raise ResultError(
+            f"{name}: {place}: does not follow from the counts and prices of the file; it was edited or damaged"
+        )
     return result
 
 

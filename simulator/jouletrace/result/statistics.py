@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 __all__ = ["STATISTICS", "Statistic"]
 
+_EXACT = "aJ, as a decimal string"
+
 
 class Statistic(NamedTuple):
     path: str
@@ -19,9 +21,9 @@ class Statistic(NamedTuple):
 def _band(path: str, of: str) -> list[Statistic]:
     """The statistics of an energy: exact, and as numbers for people."""
     return [
-        Statistic(f"{path}.energy_aj", "aJ, as a decimal string", f"Energy of {of}: counts times prices, exact."),
-        Statistic(f"{path}.low_aj", "aJ, as a decimal string", f"Energy of {of} with every price at the low end of its band."),
-        Statistic(f"{path}.high_aj", "aJ, as a decimal string", f"Energy of {of} with every price at the high end of its band."),
+        Statistic(f"{path}.energy_aj", _EXACT, f"Energy of {of}: counts times prices, exact."),
+        Statistic(f"{path}.low_aj", _EXACT, f"Energy of {of} with every price at the low end of its band."),
+        Statistic(f"{path}.high_aj", _EXACT, f"Energy of {of} with every price at the high end of its band."),
     ]
 
 
@@ -56,9 +58,9 @@ STATISTICS: tuple[Statistic, ...] = (
     *_band("ops[].scopes.*", "the op within the scope"),
     Statistic("ops[].counts.*", "actions", "How often the op made component.action."),
     Statistic("ops[].roles.*.*", "actions", "The part of counts that moved tensors of one role."),
-    Statistic("prices[].energy_aj", "aJ, as a decimal string", "Energy of one action."),
-    Statistic("prices[].low_aj", "aJ, as a decimal string", "Low end of the band of energy_aj."),
-    Statistic("prices[].high_aj", "aJ, as a decimal string", "High end of the band of energy_aj."),
+    Statistic("prices[].energy_aj", _EXACT, "Energy of one action."),
+    Statistic("prices[].low_aj", _EXACT, "Low end of the band of energy_aj."),
+    Statistic("prices[].high_aj", _EXACT, "High end of the band of energy_aj."),
     Statistic("replay.clock_hz", "Hz", "Clock of the accelerator."),
     Statistic("replay.lanes", "lanes", "Multiply-accumulate lanes of the array."),
     Statistic("replay.dram_capacity_bytes", "B", "DRAM of the board."),
