@@ -1,6 +1,8 @@
 """The networks of EF-Train (Tang et al., ACM TODAES 27(5), 2022), trained by plain SGD.
 
-Shapes are those that its layer tables give; biases are PyTorch's default, and there is no dropout.
+Shapes are those that its layer tables give, and there is no dropout. The convolutions have no bias: the
+accelerator's streams are input, output-side operand, weights and results, and no equation has a bias in it
+(VGG-16 keeps the biases of the standard network).
 AlexNet is the ungrouped one for 227×227 images without local response normalisation; VGG-16 has
 224×224 images and the classifier 25088-4096-4096-1000.
 """
@@ -15,14 +17,15 @@ from torch.nn import functional
 class Chain:
     """Collects named layers, so that a layer's path is exactly its name."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, bias: bool = False) -> None:
         self.channels = channels
+        self.bias = bias
         self.layers: OrderedDict[str, nn.Module] = OrderedDict()
 
     def conv(
         self, name: str, channels: int, kernel: int = 3, stride: int = 1, pad: int = 1, norm: bool = False
     ) -> None:
-        self.layers[f"conv{name}"] = nn.Conv2d(self.channels, channels, kernel, stride, pad)
+        self.layers[f"conv{name}"] = nn.Conv2d(self.channels, channels, kernel, stride, pad, bias=self.bias)
         if norm:
             self.layers[f"bn{name}"] = nn.BatchNorm2d(channels)
         self.layers[f"relu{name}"] = nn.ReLU()
@@ -89,7 +92,7 @@ def alexnet(batch: int):
 
 
 def _vgg16(batch: int, norm: bool):
-    net = Chain(3)
+    net = Chain(3, bias=True)
     for stage, (convs, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1):
         for i in range(convs):
             net.conv(f"{stage}_{i + 1}", channels, norm=norm)

@@ -71,7 +71,7 @@ def simulate(
         hardware=resolved(hardware),
         hardware_digest=digest(hardware),
         options=Options(engine, only, micro_batch, allow_dram_overflow),
-        port_model=counts.port_model,
+        port_model=hardware.dram.port,
         events=counts.events,
         commands=len(program.sequence),
         micro_batches=1 if micro_batch is None else trace.header.batch // micro_batch,

@@ -120,11 +120,30 @@ def test_unknown_approximation(tmp_path: Path) -> None:
         capture_onnx(tmp_path / "net.onnx", approximate="all")  # type: ignore[arg-type]
 
 
+def test_names_and_types_that_are_none(tmp_path: Path) -> None:
+    content = residual_net().SerializeToString()
+    path = tmp_path / "net.onnx"
+    path.write_bytes(content.replace(b"stem.weight", b"stem\xffweight"))
+    with pytest.raises(CaptureError, match="some of its names are no text"):
+        capture_onnx(path, batch=2)
+    proto = residual_net()
+    proto.graph.initializer[1].data_type = 106
+    with pytest.raises(CaptureError, match=r"tensor 'bn.weight' cannot be read|do not fit together"):
+        capture_onnx(save(tmp_path, proto), batch=2)
+    scalar = model([node("ReduceSum", ["x"], ["y"], keepdims=0)], {"x": [2, 4]}, [])
+    with pytest.raises(CaptureError, match="output 'y' has no classes"):
+        capture_onnx(save(tmp_path, scalar))
+
+
 _VALID = residual_net().SerializeToString()
+_PLACES = [i for i, byte in enumerate(_VALID) if byte]  # not the zeros of the weights
 
 
-@settings(max_examples=150)
-@given(st.lists(st.tuples(st.integers(0, len(_VALID) - 1), st.integers(0, 255)), max_size=4), st.integers(0, 200))
+@settings(max_examples=400)
+@given(
+    st.lists(st.tuples(st.sampled_from(_PLACES), st.integers(0, 255)), max_size=4),
+    st.one_of(st.just(0), st.integers(0, 200)),
+)
 def test_damaged_files_end_in_a_sentence(
     tmp_path_factory: pytest.TempPathFactory, damage: list[tuple[int, int]], cut: int
 ) -> None:

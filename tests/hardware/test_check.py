@@ -102,7 +102,7 @@ def test_missing_currents_and_times_are_named(tmp_path: Path, key: str) -> None:
         (["energy.array.entries.mac_fp32.energy=1 uJ"], "energy of array mac_fp32: 1e+06 pJ lies outside"),
         (["energy.buffers=eyeriss-normalised"], "their sum means nothing"),
         (
-            ["energy.buffers=tpuv4i-7nm", "buffers.weight.size=1512 KiB"],
+            ["energy.buffers=tpuv4i-7nm", "buffers.weight.size=3 KiB"],
             "no memory of about its size is in the table",
         ),
     ],

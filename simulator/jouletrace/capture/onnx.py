@@ -102,12 +102,29 @@ def _read(path: Path) -> ModelProto:
         model = onnx.load_model_from_string(path.read_bytes())
     except (DecodeError, OSError) as problem:
         raise CaptureError(f"{path}: is not an ONNX file ({problem}).") from problem
-    if not model.graph.node:
+    if not model.graph.node or not model.graph.output:
         raise CaptureError(f"{path}: has no graph, or an empty one; is it an ONNX file?")
     if len(model.graph.node) > MAX_NODES:
         raise LimitExceeded(f"{path}: {len(model.graph.node)} nodes are more than {MAX_NODES}.")
+    if not all(isinstance(text, str) for text in _texts(model)):
+        raise CaptureError(f"{path}: is a damaged ONNX file; some of its names are no text.")
     _drop_weights(model, path)
     return model
+
+
+def _texts(model: ModelProto) -> Iterator[object]:
+    """Names that the import uses; what is no UTF-8 comes as bytes."""
+    yield from (model.producer_name, model.producer_version)
+    yield from (entry.domain for entry in model.opset_import)
+    for node in model.graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for tensor in _tensors(model.graph):
+        yield tensor.name
+        yield from (text for entry in tensor.external_data for text in (entry.key, entry.value))
+    for value in (*model.graph.input, *model.graph.output):
+        yield value.name
+        yield from (d.dim_param for d in value.type.tensor_type.shape.dim)
 
 
 def _drop_weights(model: ModelProto, path: Path) -> None:

@@ -66,8 +66,6 @@ class Graph:
             self.shapes[value.name] = shape
 
     def _start(self, model: ModelProto, batch: int | None) -> Forward:
-        import onnx
-
         for tensor in self.proto.initializer:
             self.shapes[tensor.name], self.types[tensor.name] = tuple(tensor.dims), tensor.data_type
             self.learn_values(tensor.name, tensor)
@@ -84,7 +82,7 @@ class Graph:
         producer = (("tool", "jouletrace onnx"), ("exporter", exporter), ("opset", str(self.opset)))
         f = Forward(self.path.name.removesuffix(".onnx"), batch or next(iter(sizes), 1), producer)
         for name in inputs:
-            bits, format = _number(onnx.TensorProto.DataType.Name(self.types[name]))
+            bits, format = _number(self.type_name(name))
             self.arrays[name] = f.input(name, self.shape(name), bits, format)
         return f
 
@@ -143,10 +141,17 @@ class Graph:
             )
         return self.shapes[name]
 
-    def is_float(self, name: str) -> bool:
+    def type_name(self, name: str) -> str:
+        """FLOAT, INT64, …; a value of unknown type is one of floats."""
         import onnx
 
-        return onnx.TensorProto.DataType.Name(self.types.get(name, 1)).startswith(("FLOAT", "DOUBLE", "BFLOAT"))
+        try:
+            return onnx.TensorProto.DataType.Name(self.types.get(name, onnx.TensorProto.FLOAT))
+        except ValueError as problem:
+            raise CaptureError(f"{self.path}: {name!r} is of no known type: {problem}.") from problem
+
+    def is_float(self, name: str) -> bool:
+        return self.type_name(name).startswith(("FLOAT", "DOUBLE", "BFLOAT"))
 
     def has(self, node: NodeProto, index: int) -> bool:
         return index < len(node.input) and node.input[index] != ""
@@ -162,7 +167,7 @@ class Graph:
         if prod(tensor.dims) <= MAX_VALUES:
             try:
                 self.values[name] = [float(v) for v in onnx.numpy_helper.to_array(tensor).reshape(-1)]
-            except (ValueError, TypeError) as problem:
+            except (LookupError, TypeError, ValueError) as problem:
                 raise CaptureError(f"{self.path}: tensor {name!r} cannot be read: {problem}.") from problem
 
     def numbers(self, node: NodeProto, index: int, attribute: str) -> list[float] | None:
@@ -246,6 +251,9 @@ class Graph:
             if name not in self.arrays:
                 raise CaptureError(f"{self.path}: output {name!r} does not depend on the inputs.")
             logits = self.arrays[name]
+            if not logits.shape or not logits.elements:
+                raise CaptureError(f"{self.path}: output {name!r} has no classes to compare with labels, and the "
+                                   "file has no loss; export the network without its loss.")  # fmt: skip
             width = logits.shape[1] if len(logits.shape) == 4 else logits.shape[-1]
             free = next(n for n in ("labels", "labels.added") if n not in self.f.tensors)
             labels = self.f.input(free, (logits.elements // width,), 64, "int")

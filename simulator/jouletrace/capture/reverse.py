@@ -49,8 +49,8 @@ def train_step(forward: Trace, optimizer: str = "sgd_momentum", weight_decay: bo
 
     >>> from jouletrace.capture.zoo import zoo_forward
     >>> step = train_step(zoo_forward("lenet10-cifar10", batch=4), "sgd")
-    >>> [op.name for op in step.ops if op.layer == "conv1" and op.phase != "update"]
-    ['conv1:forward', 'conv1:backward_weight', 'conv1.sum:backward_weight']
+    >>> [op.name for op in step.ops if op.layer == "fc2" and op.phase != "update"]
+    ['fc2:forward', 'fc2:backward_data', 'fc2:backward_weight', 'fc2.sum:backward_weight']
     """
     if optimizer not in OPTIMIZERS:
         raise UsageError(f"Optimizer {optimizer!r} is not known{did_you_mean(optimizer, tuple(OPTIMIZERS))}; "

@@ -178,8 +178,8 @@ def _mobilenetv2(f: Forward, eic: bool) -> None:
 
 
 def _unit(f: Forward, name: str, x: Array, channels: int, kernel: int = 3, stride: int = 1, pad: int = 1,
-          norm: bool = False) -> Array:  # fmt: skip
-    x = f.conv(f"conv{name}", x, channels, kernel, stride, pad, bias=True)
+          norm: bool = False, bias: bool = False) -> Array:  # fmt: skip
+    x = f.conv(f"conv{name}", x, channels, kernel, stride, pad, bias=bias)
     return f.relu(f"relu{name}", f.batch_norm(f"bn{name}", x) if norm else x)
 
 
@@ -196,7 +196,7 @@ def _vgg16(f: Forward, norm: bool) -> None:
     x = _images(f, 224)
     for stage, (convs, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1):
         for i in range(convs):
-            x = _unit(f, f"{stage}_{i + 1}", x, channels, norm=norm)
+            x = _unit(f, f"{stage}_{i + 1}", x, channels, norm=norm, bias=True)
         x = f.pool(f"pool{stage}", "max", x, 2, 2)
     _dense(f, x, 4096, 4096, 1000)
 

@@ -60,7 +60,7 @@ def _value(hardware: Mapping[str, Any], path: str) -> Any:
     found: Any = hardware
     for part in path.split("."):
         try:
-            found = found[int(part)] if isinstance(found, list) else found[part]
+            found = found[int(part) if part.isdecimal() else part]
         except (KeyError, IndexError, TypeError, ValueError):
             return ""
     return found

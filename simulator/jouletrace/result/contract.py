@@ -241,7 +241,9 @@ def _difference(expected: Any, found: Any, place: str, newer: bool) -> str:
 
     A file of a newer minor version may say more.
     """
-    if isinstance(expected, dict) and isinstance(found, dict):
+    if type(expected) is not type(found):
+        return place
+    if isinstance(expected, dict):
         wanted, given = cast("dict[str, Any]", expected), cast("dict[str, Any]", found)
         for key in sorted(wanted.keys() | given.keys()):
             if key not in wanted and newer:
@@ -252,10 +254,10 @@ def _difference(expected: Any, found: Any, place: str, newer: bool) -> str:
             if different := _difference(wanted[key], given[key], inner, newer):
                 return different
         return ""
-    if isinstance(expected, list | tuple) and isinstance(found, list):
-        left, right = list(cast("list[Any]", expected)), cast("list[Any]", found)
+    if isinstance(expected, list):
+        left, right = cast("list[Any]", expected), cast("list[Any]", found)
         if len(left) != len(right):
             return place
         pairs = enumerate(zip(left, right, strict=True))
         return next((d for i, (a, b) in pairs if (d := _difference(a, b, f"{place}[{i}]", newer))), "")
-    return "" if type(expected) is type(found) and expected == found else place
+    return "" if expected == found else place
