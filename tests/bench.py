@@ -6,6 +6,7 @@ Prints a table and writes ``build/bench.json``. Every rate stands beside the rat
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import sys
@@ -55,7 +56,7 @@ def measure(trace_name: str, hardware_name: str) -> dict[str, float | int | str]
     times.append(perf_counter())
     price(counts, hardware)
     times.append(perf_counter())
-    load_s, map_s, execute_s, price_s = (b - a for a, b in zip(times, times[1:], strict=False))
+    load_s, map_s, execute_s, price_s = (b - a for a, b in itertools.pairwise(times))
     return {
         "trace": trace_name,
         "hardware": hardware_name,

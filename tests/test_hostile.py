@@ -142,7 +142,7 @@ def test_failed_replay_leaves_outputs_alone(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(jouletrace.JouletraceError, match="out.json: cannot be written: No space left on device"):
-        with replacing(target) as stream:
-            stream.write(b"whole")
+    full_disk = "out.json: cannot be written: No space left on device"
+    with pytest.raises(jouletrace.JouletraceError, match=full_disk), replacing(target) as stream:
+        stream.write(b"whole")
     assert target.read_text() == "precious"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-__all__ = ["parse_quantity", "round_half_even", "show_bytes", "show_energy", "show_power", "UNITS"]
+__all__ = ["UNITS", "parse_quantity", "round_half_even", "show_bytes", "show_energy", "show_power"]
 
 _SI = {"f": -15, "p": -12, "n": -9, "u": -6, "µ": -6, "m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12}
 

@@ -84,7 +84,7 @@ def backward_weight(l: Layer) -> int:
     total = 0
     for block in blocks(l.M, l.Mon):
         m = up(block, l.Tm)
-        if l.R > l.Tr:
+        if l.Tr < l.R:
             lat1, last1 = (r - 1) * p1 + load + comp, (r - 1) * p1 + load + store
             total += ((l.batch - 1) * m * n + 1) * lat1 + (m * n - 1) * last1 + out
         else:

@@ -9,14 +9,15 @@ from dataclasses import replace
 from statistics import mean
 
 import pytest
-from .eftrain_equations import EQUATIONS, Layer
 from hypothesis import given
 from hypothesis import strategies as st
-from .one_op import conv_trace, square_conv
-from .run_op import macs_executed, run_op
 
 from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Hardware
+
+from .eftrain_equations import EQUATIONS, Layer
+from .one_op import conv_trace, square_conv
+from .run_op import macs_executed, run_op
 
 # layer: M, N, R, K, S
 ALEXNET = {

@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from .one_op import conv_trace, gemm_trace, square_conv
-from .run_op import macs_executed, run_op
 
 from jouletrace.errors import MappingError
 from jouletrace.hardware.load import load_hardware
@@ -15,6 +13,9 @@ from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.tiles import Tile, choose, footprint_bytes, scores
 from jouletrace.trace.model import Gemm
+
+from .one_op import conv_trace, gemm_trace, square_conv
+from .run_op import macs_executed, run_op
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_matrix_products_execute_every_mac_once(zedboard: Hardware, nest: Gemm) 
     assert macs_executed(counts) == nest.macs
 
 
-@pytest.mark.parametrize("groups, M, N", [(32, 32, 32), (20, 20, 20), (4, 16, 8), (3, 9, 9)])
+@pytest.mark.parametrize(("groups", "M", "N"), [(32, 32, 32), (20, 20, 20), (4, 16, 8), (3, 9, 9)])
 @pytest.mark.parametrize("role", ["forward", "backward_data", "backward_weight"])
 def test_small_groups_share_a_tile_and_do_no_more_than_their_macs(
     zedboard: Hardware, groups: int, M: int, N: int, role: str

@@ -27,5 +27,6 @@ def reprice(file: dict) -> dict[str, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    for scope, energy in reprice(json.load(open(sys.argv[1]))).items():
-        print(scope, *energy.values())
+    with open(sys.argv[1]) as text:
+        for scope, energy in reprice(json.load(text)).items():
+            print(scope, *energy.values())

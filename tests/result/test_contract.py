@@ -69,7 +69,7 @@ def numbers(value: Any, path: str = "") -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from numbers(inner, f"{path}[]")
-    elif isinstance(value, int | float) and not isinstance(value, bool) or path.endswith("_aj"):
+    elif type(value) in (int, float) or path.endswith("_aj"):
         yield path
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
+from typing import cast
 
 from jouletrace.errors import EnergyError
 from jouletrace.hardware.dram import Band
@@ -74,10 +76,13 @@ def _energy(size: int, below: SramPoint, low_aj: int, above: SramPoint, high_aj:
         return min(first, last)  # a price of nothing has no logarithm
     if below is above:
         return Fraction(float(first) * math.sqrt(size / below.size_bytes))
-    from scipy.interpolate import make_interp_spline  # costs a third of a second, and only buffers need it
+    # Imported here: it costs a third of a second, and only buffers between two points need it.
+    from scipy.interpolate import make_interp_spline  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
     sizes, energies = (below.size_bytes, above.size_bytes), (float(first), float(last))
-    line = make_interp_spline(list(map(math.log, sizes)), list(map(math.log, energies)), k=1)
+    line = cast(
+        Callable[[float], float], make_interp_spline(list(map(math.log, sizes)), list(map(math.log, energies)), k=1)
+    )
     return Fraction(math.exp(float(line(math.log(size)))))
 
 

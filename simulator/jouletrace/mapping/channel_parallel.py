@@ -212,7 +212,10 @@ class _Plan:
             opens, closes = run[0] and n == 0, run[1] and n == end
             store = self._kernel("output", out, in_, opens=opens, closes=closes, write=True) if last else None
             steps.append(
-                Step(tuple(loads), *self._work(out, in_, patch), tuple(occupies), tuple(releases), store, GRADIENT, n == end)
+                Step(
+                    tuple(loads), *self._work(out, in_, patch), tuple(occupies), tuple(releases), store, GRADIENT,
+                    n == end,
+                )
             )  # fmt: skip
         return Loop(tuple(steps), serial=True)
 

@@ -34,8 +34,8 @@ HOSTS = ("conv", "gemm", "norm", "elementwise")
 class FusionPlan:
     """Which ops ride on which, and so which transfers every mapping function leaves out.
 
-    ``hosts``: op -> the op that it rides on (which may itself ride). ``on_chip_reads`` and ``on_chip_writes``: (op, tensor).
-    ``misses``: for each op that could ride by its function, why it does not.
+    ``hosts``: op -> the op that it rides on (which may itself ride). ``on_chip_reads`` and ``on_chip_writes``:
+    (op, tensor). ``misses``: for each op that could ride by its function, why it does not.
     """
 
     hosts: Mapping[str, str]
@@ -66,8 +66,9 @@ def plan_fusion(trace: Trace, hardware: Hardware, ops: Collection[Op] | None = N
     writes: set[tuple[str, str]] = set()
     misses: dict[str, str] = {}
     selected = {op.name for op in (trace.ops if ops is None else ops)}
+    fuses = hardware.vector.fuses
     for op in trace.ops:
-        if op.name not in selected or not isinstance(op.nest, Elementwise) or op.nest.function not in hardware.vector.fuses:
+        if op.name not in selected or not isinstance(op.nest, Elementwise) or op.nest.function not in fuses:
             continue
         host = _last_writer(op, trace, position)
         if host is None or host.name not in selected:

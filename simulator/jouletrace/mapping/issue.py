@@ -113,7 +113,7 @@ class Issuer(ABC):
         """The commands that end an op."""
 
     def _slots(self, slot: str) -> int:
-        """The pool of free slots: of a buffer's copies, or of what the weight buffer holds instead of resident weights."""
+        """The pool of free slots: of a buffer's copies, or of what the weight buffer holds when none stay."""
         if slot == WEIGHT_TILE:
             return self.builder.pool(f"{slot}.free", 2, "weight")
         buffer = "weight" if slot == GRADIENT else slot

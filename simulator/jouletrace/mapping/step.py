@@ -34,13 +34,15 @@ def select(trace: Trace, only: str) -> tuple[Op, ...]:
     )
     if found:
         return found
-    layers = sorted({op.layer for op in trace.ops})
-    if any(known == layer or known.startswith(below) for known in layers):
-        has = [p for p in PHASES if any(o.phase == p for o in trace.ops if o.layer == layer or o.layer.startswith(below))]
+    parts = [op.layer.split(".") for op in trace.ops]
+    paths = sorted({".".join(path[:n]) for path in parts for n in range(1, len(path) + 1)})
+    if layer in paths:
+        here = {op.phase for op in trace.ops if op.layer == layer or op.layer.startswith(below)}
+        has = [p for p in PHASES if p in here]
         raise UsageError(f"--only {only!r}: layer {layer!r} has no {phase} op; it has {', '.join(has)}")
     raise UsageError(
         f"--only {only!r}: the trace {trace.header.name!r} has no layer {layer!r}"
-        f"{did_you_mean(layer, layers)}; 'jouletrace show {trace.header.name}' lists its layers"
+        f"{did_you_mean(layer, paths)}; 'jouletrace show {trace.header.name}' lists its layers"
     )
 
 

@@ -243,7 +243,8 @@ def _busy(
     map_words = times * (m * out if full else loops.out_channels) * (
         r * rows * c * columns if full else np.full_like(out, loops.rows * loops.columns)
     )
-    first = _stream_cycles(hardware, "input", input_words // np.maximum(input_loads, 1), np.ones_like(out), loops.bits[0])
+    words_per_load = input_words // np.maximum(input_loads, 1)
+    first = _stream_cycles(hardware, "input", words_per_load, np.ones_like(out), loops.bits[0])
     if loops.role == "backward_weight":
         once = (r * c == 1) & (resident > 0)
         loads = np.where(once, times * m, times * m * n * r * c)
