@@ -169,3 +169,30 @@ def test_interrupt_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
     assert main([*PART, "--json", "a.json"]) == 130
     assert capsys.readouterr().err == "interrupted; no output file was changed\n"
     assert [path.name for path in Path().iterdir()] == ["a.json"]
+
+
+def test_terminal_gets_colour_and_a_progress_bar(tmp_path: Path) -> None:
+    import os
+    import pty
+    import subprocess
+
+    from .command import SOURCES
+
+    here, there = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jouletrace", *PART], stdin=there, stdout=there, stderr=there, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": SOURCES, "TERM": "xterm", "LANG": "C.UTF-8"},
+    )  # fmt: skip
+    os.close(there)
+    screen = b""
+    while True:
+        try:
+            screen += os.read(here, 4096)
+        except OSError:  # how a terminal says that its other end is gone
+            break
+    os.close(here)
+    assert process.wait() == 0
+    text = screen.decode()
+    assert "replaying" in text
+    assert "\x1b[1mresnet20-cifar10-b32" in text
+    assert "█" in text

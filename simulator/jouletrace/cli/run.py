@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["add", "execute"]
 
 FILES = ("json", "csv", "timeline", "svg")
+INPUTS = ("trace", "hardware", "overrides", "only", "micro_batch", "allow_dram_overflow")
 
 
 def add(commands: Commands) -> None:
@@ -95,7 +96,7 @@ def _replay(arguments: argparse.Namespace) -> Result:
     from jouletrace.replay import reproduce, simulate
 
     if arguments.source:
-        if arguments.trace or arguments.hardware or arguments.overrides or arguments.only or arguments.micro_batch:
+        if any(getattr(arguments, what) for what in INPUTS):
             raise UsageError("--from takes everything from the result file; leave TRACE and the other inputs out")
         from jouletrace.result import load_result
 
