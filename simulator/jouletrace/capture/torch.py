@@ -43,6 +43,7 @@ from jouletrace.capture.facts import Existing, Facts, Recurrent
 from jouletrace.capture.lower import lower_rows
 from jouletrace.capture.recipe import load_recipe
 from jouletrace.capture.record import PACKAGES, Recorder
+from jouletrace.capture.uncompiled import uncompiled
 from jouletrace.trace.check import check
 from jouletrace.trace.model import Header, Loss, Role, Trace
 
@@ -69,7 +70,7 @@ def capture_step(recipe: Recipe, batch: int, name: str | None = None) -> Trace:
     if batch < 1:
         raise UsageError(f"a batch has at least one sample (got {batch})")
     try:
-        with torch.device("meta"):
+        with uncompiled(), torch.device("meta"):
             model, step = _built(recipe, batch)
             session = _Session(model)
             session.run(step)
