@@ -12,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jouletrace.engine.events import simulate
 from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.step import map_step
+from jouletrace.trace.io import load_trace
 
 from .eftrain_equations import EQUATIONS, Layer
 from .one_op import conv_trace, square_conv
@@ -67,6 +70,14 @@ def test_the_model_column_to_half_a_percent(zcu102: Hardware, row: tuple[str, st
 @pytest.mark.parametrize("row", [("conv1", "forward"), ("conv2", "forward"), ("conv3", "forward")], ids=":".join)
 def test_forward_agrees_with_the_model_column_to_the_cycle(zcu102: Hardware, row: tuple[str, str]) -> None:
     assert cycles(zcu102, *row) == TABLE_6[row][1]
+
+
+@pytest.mark.parametrize("row", TABLE_6, ids=":".join)
+def test_the_shipped_trace_gives_the_same_cycles_layer_by_layer(zcu102: Hardware, row: tuple[str, str]) -> None:
+    """``jouletrace run alexnet-eftrain-b4 --hardware eftrain-zcu102 --only LAYER:PHASE``."""
+    counts = simulate(map_step(load_trace("alexnet-eftrain-b4"), zcu102, only=":".join(row)))
+    assert counts.cycles == cycles(zcu102, *row)
+    assert [op.op.kind for op in counts.ops] == ["conv"]
 
 
 layers = st.builds(

@@ -23,10 +23,10 @@ __all__ = ["print_hardware", "print_hardware_list", "print_trace", "print_traces
 
 def print_traces(traces: Sequence[Trace]) -> None:
     """One line per trace."""
-    made = table("trace", ">batch", ">ops", ">MACs", ">parameters", ">peak memory")
+    made = table("trace", ">batch", ">ops", ">MACs", ">parameters", ">memory")
     for trace in traces:
         made.add_row(
-            trace.header.name, str(trace.header.batch), f"{len(trace.ops):,}", f"{trace.macs:,}",
+            trace.header.name, str(trace.header.batch), f"{len(trace.ops):,}", f"{trace.macs / 10**9:,.2f} G",
             f"{_parameters(trace):,}", show_bytes(peak_memory(trace).size_bytes),
         )  # fmt: skip
     print_page([made, Text("\nreplay one with: jouletrace run TRACE --hardware SPEC")])

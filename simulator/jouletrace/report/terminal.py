@@ -54,12 +54,15 @@ def heading(title: str, remark: str = "") -> Text:
 
 
 def table(*columns: str, header: bool = True) -> Table:
-    """A table without lines; a column whose name begins with ``>`` is aligned to the right."""
+    """A table without lines; a column whose name begins with ``>`` is aligned to the right.
+
+    Where the page is too narrow, texts are wrapped, and neither numbers nor the names in the first column.
+    """
     made = Table(box=None, show_header=header, header_style="dim", padding=(0, 2, 0, 0), pad_edge=False)
-    for name in columns:
+    for i, name in enumerate(columns):
         right = name.startswith(">")
         made.add_column(
-            name.removeprefix(">"), justify="right" if right else "left", no_wrap=right, overflow="fold"
+            name.removeprefix(">"), justify="right" if right else "left", no_wrap=right or i == 0, overflow="fold"
         )
     return made
 
