@@ -19,6 +19,7 @@ PART = (*STEP, "--only", "layer1.0")
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS", raising=False)  # runners of tests may set it
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
