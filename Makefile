@@ -34,7 +34,7 @@ bench: .venv/installed
 
 lint: .venv/dev
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
 clean:

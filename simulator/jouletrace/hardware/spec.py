@@ -384,6 +384,11 @@ class Hardware(_Part):
     overlap_steps: bool = False
     provenance: Annotated[tuple[Provenance, ...], Field(strict=False)]
 
+    @property
+    def dram_bytes_per_cycle(self) -> Fraction:
+        """What long bursts move in one cycle of the accelerator, all streams together."""
+        return self.dram.bandwidth_bytes_per_second * self.dram.efficiency / self.clock_hz
+
     def storage_bits(self, bits: int) -> int:
         """Bits that one element takes in memory: its own, padded to whole words of the datapath.
 

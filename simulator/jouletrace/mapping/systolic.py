@@ -116,7 +116,7 @@ class _Mapping:
         self.passes = hardware.passes(product.left.bits, product.right.bits)
         self.partial_bits = hardware.storage_bits(max(product.result.bits, PARTIAL_SUM_BITS))
         lanes = (self._lane(0), self._lane(1), self._lane(RESULT))
-        port = Fraction(0) if hardware.dram.port == "stream_share" else _dram_bits_per_cycle(hardware)
+        port = Fraction(0) if hardware.dram.port == "stream_share" else 8 * hardware.dram_bytes_per_cycle
         blocks = choose_blocks(product, self.folding, self.passes, lanes, port)
         self.spans, self.outer = blocks.spans, blocks.outer
         self.batch = _Cuts.of(product.batches, blocks.batches, 1)
@@ -257,7 +257,7 @@ class _Mapping:
         buffer, stream, hardware = self.memory.buffer(NAMES[i]), self.memory.stream(NAMES[i]), self.hardware
         pace = Fraction(stream.width_bits)
         if hardware.dram.port == "stream_share":
-            pace = min(pace, _dram_bits_per_cycle(hardware) / len(hardware.streams))
+            pace = min(pace, 8 * hardware.dram_bytes_per_cycle / len(hardware.streams))
         moved_bits = self._stored(self.operands[i])
         held_bits = self.partial_bits if i == RESULT else moved_bits
         return Lane(
@@ -270,7 +270,3 @@ class _Mapping:
     def _words(self, i: int, elements: int, bits: int) -> int:
         """Words of a buffer that hold so many elements."""
         return ceil_div(elements * bits, self.memory.buffer(NAMES[i]).word_bits)
-
-
-def _dram_bits_per_cycle(hardware: Hardware) -> Fraction:
-    return 8 * hardware.dram.bandwidth_bytes_per_second * hardware.dram.efficiency / hardware.clock_hz

@@ -272,7 +272,7 @@ def _busy(
         busy[name] = _stream_cycles(hardware, name, words, loads, loops.bits[which])
         total = total + words
     if hardware.dram.port != "stream_share":
-        per_cycle = hardware.dram.bandwidth_bytes_per_second * hardware.dram.efficiency / hardware.clock_hz
+        per_cycle = hardware.dram_bytes_per_cycle
         width = hardware.storage_bits(max(loops.bits))
         busy["port"] = total * width * per_cycle.denominator // (8 * per_cycle.numerator)
     busy["words"] = total

@@ -48,11 +48,8 @@ class Memory:
     def __init__(self, hardware: Hardware, builder: ProgramBuilder) -> None:
         self.hardware = hardware
         self.builder = builder
-        dram = hardware.dram
-        self._bytes_per_cycle = (
-            Fraction(dram.bandwidth_bytes_per_second) * dram.efficiency / hardware.clock_hz
-        )
-        self._shared = dram.port != "stream_share"
+        self._bytes_per_cycle = hardware.dram_bytes_per_cycle
+        self._shared = hardware.dram.port != "stream_share"
         if self._shared:
             self.port_engine = builder.engine("dram port", "dram")
 

@@ -127,7 +127,7 @@ def _layers(result: Result, top: int) -> Iterator[RenderableType]:
 
 
 def _bounds(ops: list[OpResult]) -> str:
-    """What bounds these ops, by the share of their cycles; the two that bind longest."""
+    """What bounds these ops, by the share of their cycles: the two that bind longest, if for a twentieth or more."""
     cycles: dict[str, int] = {}
     for op in ops:
         cycles[op.bound_by] = cycles.get(op.bound_by, 0) + op.cycles
@@ -135,7 +135,7 @@ def _bounds(ops: list[OpResult]) -> str:
     ranked = sorted(cycles.items(), key=lambda item: -item[1])
     if len(ranked) == 1:
         return BOUNDS.get(ranked[0][0], ranked[0][0])
-    return ", ".join(f"{BOUNDS.get(name, name)} {n / total:.0%}" for name, n in ranked[:2])
+    return ", ".join(f"{BOUNDS.get(name, name)} {n / total:.0%}" for name, n in ranked[:2] if 20 * n >= total)
 
 
 def _bars(energies: Mapping[str, Energy], what: str) -> RenderableType:
