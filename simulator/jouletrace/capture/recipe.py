@@ -19,8 +19,10 @@ def load_recipe(spec: str) -> Callable[[int], Any]:
     Loading runs the file: it is the user's own program, not data. Raises ``UsageError`` if the file or
     the function does not exist.
 
-    >>> load_recipe("workloads/resnet_cifar.py:resnet74").__name__
-    'resnet74'
+    >>> load_recipe("workloads/resnet_cifar.py")
+    Traceback (most recent call last):
+    ...
+    jouletrace.errors.UsageError: 'workloads/resnet_cifar.py' names no recipe; write path/to/file.py:function
     """
     path_text, colon, name = spec.rpartition(":")
     if not colon or not path_text or not name.isidentifier():
