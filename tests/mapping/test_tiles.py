@@ -12,7 +12,7 @@ from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.tiles import Tile, choose, footprint_bytes, scores
-from jouletrace.trace.model import Gemm
+from jouletrace.trace.model import Conv, Gemm, Trace
 
 from .one_op import conv_trace, gemm_trace, square_conv
 from .run_op import macs_executed, run_op
@@ -23,9 +23,11 @@ def zedboard() -> Hardware:
     return load_hardware("zedboard-fp32")
 
 
-def with_buffers(hardware: Hardware, kib: int) -> Hardware:
+def with_buffers(hardware: Hardware, kib: int, objective: str = "cycles") -> Hardware:
     buffers = {n: b.model_copy(update={"size_bytes": kib * 1024}) for n, b in hardware.buffers.items()}
-    return hardware.model_copy(update={"buffers": buffers})
+    schedule = hardware.array.schedule.model_copy(update={"objective": objective})  # type: ignore[union-attr]
+    array = hardware.array.model_copy(update={"schedule": schedule})
+    return hardware.model_copy(update={"buffers": buffers, "array": array})
 
 
 def every_tile(problem: Loops, hardware: Hardware) -> list[Tile]:
@@ -59,9 +61,11 @@ shapes = st.builds(
 )  # fmt: skip
 
 
-@given(nest=shapes, kib=st.integers(2, 8))
-def test_the_search_is_never_worse_than_trying_every_tile(zedboard: Hardware, nest, kib: int) -> None:
-    hardware = with_buffers(zedboard, kib)
+@given(nest=shapes, kib=st.integers(2, 8), objective=st.sampled_from(["cycles", "energy", "product"]))
+def test_the_search_is_never_worse_than_trying_every_tile(
+    zedboard: Hardware, nest: Conv, kib: int, objective: str
+) -> None:
+    hardware = with_buffers(zedboard, kib, objective)
     trace = conv_trace(nest)
     problem = loops(trace.ops[0], trace, hardware)
     chosen = choose(trace.ops[0], problem, hardware)
@@ -70,7 +74,7 @@ def test_the_search_is_never_worse_than_trying_every_tile(zedboard: Hardware, ne
 
 
 @given(nest=shapes, kib=st.integers(2, 8))
-def test_a_chosen_tile_fits_and_executes_every_mac_once(zedboard: Hardware, nest, kib: int) -> None:
+def test_a_chosen_tile_fits_and_executes_every_mac_once(zedboard: Hardware, nest: Conv, kib: int) -> None:
     hardware = with_buffers(zedboard, kib)
     trace = conv_trace(nest)
     problem = loops(trace.ops[0], trace, hardware)
@@ -90,7 +94,7 @@ def test_the_score_tells_the_order_that_execution_finds(zedboard: Hardware) -> N
     assert best.cycles <= fastest * 102 // 100
 
 
-def executed(trace, hardware: Hardware, tile: Tile) -> int:
+def executed(trace: Trace, hardware: Hardware, tile: Tile) -> int:
     from unittest.mock import patch
 
     with patch("jouletrace.mapping.channel_parallel.choose", lambda *_: tile):

@@ -211,9 +211,15 @@ def scores(
     if objective == "cycles":
         return cycles
     prices = price_list(hardware)
-    per_word = prices[("dram", "read")].energy_aj * hardware.storage_bits(max(loops.bits)) // 8
-    energy = busy["words"] * (per_word // 10**6)
-    return energy if objective == "energy" else energy * (cycles // 10**3)
+
+    def pj(component: str, action: str, times: int = 1) -> int:
+        """A price in whole pJ: as fine as a score needs, and sums of it stay far from 64 bits."""
+        return max(1, prices[component, action].energy_aj * times // 10**6)
+
+    word = pj("dram", "read", hardware.storage_bits(max(loops.bits)) // 8)
+    waiting = pj("chip", "static") + pj("dram", "background")
+    energy = busy["words"] * word + cycles * waiting
+    return energy if objective == "energy" else energy // 10**3 * (cycles // 10**3)
 
 
 def _busy(
