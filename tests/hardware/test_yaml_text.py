@@ -148,9 +148,9 @@ def billion_laughs() -> str:
     ],
 )
 def test_hostile_text_is_refused_at_once(text: str) -> None:
-    begin = time.perf_counter()
+    begin = time.process_time()
     message = refusal(text)
-    assert time.perf_counter() - begin < 2
+    assert time.process_time() - begin < 2
     assert len(message) < 50_000
 
 

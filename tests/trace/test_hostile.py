@@ -121,10 +121,10 @@ def test_hostile_file_is_refused_in_a_sentence(name: str, tmp_path: Path) -> Non
     make, sentences = CORPUS[name]
     path = tmp_path / "hostile.jsonl"
     path.write_bytes(make())
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(TraceError) as caught:
         read_trace(path)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     told = "\n".join(caught.value.problems)
     assert any(sentence in told for sentence in sentences.split("|")), told
     assert all(problem.startswith(f"{path}:") for problem in caught.value.problems)
@@ -150,11 +150,9 @@ def test_hostile_file_needs_little_memory(name: str, tmp_path: Path) -> None:
     path.write_bytes(CORPUS[name][0]())
     command = [sys.executable, "-c", READ_IN_300_MB, str(path)]
     environment = {"PYTHONPATH": str(Path(jouletrace.__file__).parents[1])}
-    start = time.perf_counter()
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     assert done.stdout.startswith(f"{path}:")
-    assert time.perf_counter() - start < 5  # of which the interpreter needs most, on a busy machine
 
 
 def test_depth_is_counted_outside_of_strings() -> None:
