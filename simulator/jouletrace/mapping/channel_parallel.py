@@ -170,7 +170,8 @@ class _Plan:
                 loads = [self._input(patch, in_)]
                 occupies, releases = ["input"], ["input"]
                 if manner:
-                    opens = manner in ("stream", "block") or (manner == "open" and first)
+                    transposed = self.p.role == "backward_data"
+                    opens = transposed or (first and manner in ("open", "stream"))
                     loads.append(self._kernel("weight", weight_out, in_, opens=opens, closes=last, write=False))
                 if manner == "stream":
                     occupies.append(WEIGHT_TILE)

@@ -159,7 +159,7 @@ def _candidates(loops: Loops, hardware: Hardware) -> tuple[Array, Array, Array, 
         np.array(outs, dtype=np.int64), np.array(ins, dtype=np.int64),
         np.array(part_sizes(loops.rows, phases=loops.step[0][1]), dtype=np.int64),
         np.array(part_sizes(loops.columns, phases=loops.step[1][1]), dtype=np.int64),
-        np.array([0, 1], dtype=np.int64), indexing="ij",
+        np.array([1, 0], dtype=np.int64), indexing="ij",  # of equal tilings, the one that keeps its weights
     )  # fmt: skip
     out, in_, rows, columns, keep = (axis.ravel() for axis in grid)
     # The largest block whose weights (or kernel gradients) fit; a larger one never moves more bytes.

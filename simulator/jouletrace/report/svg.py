@@ -49,7 +49,7 @@ def _svg(result: Result) -> Iterator[str]:
     yield f"<title>Energy of {escape(title)}</title>"
     interval = f"{show_energy(total.low_aj)} to {show_energy(total.high_aj)}"
     yield _text(14, 24, f'<tspan font-weight="600">{escape(title)}</tspan>', size=15)
-    yield _text(14, 44, f"one step: {show_energy(total.energy_aj)} on chip and in DRAM ({interval})")
+    yield _text(14, 44, f"{show_energy(total.energy_aj)} on chip and in DRAM ({interval})")
     x = _LEFT
     for part in shown:
         yield f'<rect x="{x}" y="56" width="11" height="11" fill="{_COLOURS[part]}"/>'
