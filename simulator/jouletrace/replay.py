@@ -101,7 +101,7 @@ def _ops(counts: Counts) -> tuple[OpResult, ...]:
     return tuple(
         OpResult(
             c.op.name, c.op.layer, c.op.phase, c.op.kind, c.start_cycle, c.end_cycle, c.frontier_cycles, c.op.macs,
-            c.op.tiles, c.bound_by,
+            c.op.tiles, c.bound_by, {kind: cycles for kind, cycles in c.busy.items() if cycles},
         )
         for c in counts.ops
     )  # fmt: skip

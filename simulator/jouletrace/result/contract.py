@@ -123,7 +123,7 @@ def _op(op: OpResult, rows: tuple[Row, ...]) -> dict[str, Any]:
         "name": op.name, "layer": op.layer, "phase": op.phase, "kind": op.kind, "start_cycle": op.start_cycle,
         "end_cycle": op.end_cycle, "cycles": op.cycles, "frontier_cycles": op.frontier_cycles, "macs": op.macs,
         "tiles": op.tiles, "dram_bytes": counts.get("dram.read", 0) + counts.get("dram.write", 0),
-        "bound_by": op.bound_by, "counts": counts, "roles": roles,
+        "bound_by": op.bound_by, "busy_cycles": dict(op.busy_cycles), "counts": counts, "roles": roles,
         "scopes": {s: _exact(sum((r.energy for r in rows if r.within(s)), Energy())) for s in SCOPES},
     }  # fmt: skip
 

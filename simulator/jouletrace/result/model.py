@@ -35,6 +35,7 @@ class OpResult:
     macs: int
     tiles: int
     bound_by: str
+    busy_cycles: Mapping[str, int]
 
     @property
     def cycles(self) -> int:

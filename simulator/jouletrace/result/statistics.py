@@ -54,6 +54,10 @@ STATISTICS: tuple[Statistic, ...] = (
     ),
     Statistic("ops[].macs", "MAC", "Multiply-accumulates of the op's loop nest, padded positions included."),
     Statistic("ops[].tiles", "tiles", "Load-compute-store groups of the op."),
+    Statistic(
+        "ops[].busy_cycles.*", "cycles",
+        "Busy time of the op's busiest engine of a kind (array, vector, dma, dram, host), start costs included.",
+    ),
     Statistic("ops[].dram_bytes", "B", "Bytes that the op reads from and writes to DRAM."),
     *_band("ops[].scopes.*", "the op within the scope"),
     Statistic("ops[].counts.*", "actions", "How often the op made component.action."),
