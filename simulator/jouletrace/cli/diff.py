@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from jouletrace.cli.options import Commands
+from jouletrace.cli.options import Commands, natural
 
 __all__ = ["add", "execute"]
 
@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument("a", metavar="A.json")
     parser.add_argument("b", metavar="B.json")
-    parser.add_argument("--top", metavar="N", type=int, default=10, help="how many layers to show (10)")
+    parser.add_argument("--top", metavar="N", type=natural, default=10, help="how many layers to show (10)")
     parser.set_defaults(execute=execute)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TypeAlias
 
-__all__ = ["Commands", "add_overrides", "progress_bar"]
+__all__ = ["Commands", "add_overrides", "natural", "progress_bar"]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
 
@@ -19,6 +19,14 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         "--set", dest="overrides", metavar="PATH=VALUE", action="append", default=[],
         help="change one value of the spec, as in --set dram.bandwidth='1 GB/s'; may be repeated",
     )  # fmt: skip
+
+
+def natural(text: str) -> int:
+    """A number of things to show, as an argument: a whole number from 0 on."""
+    number = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
+    return number
 
 
 @contextmanager

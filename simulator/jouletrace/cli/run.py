@@ -10,7 +10,7 @@ from gzip import GzipFile
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
-from jouletrace.cli.options import Commands, add_overrides, progress_bar
+from jouletrace.cli.options import Commands, add_overrides, natural, progress_bar
 from jouletrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--csv", metavar="FILE", help="write one row per op and component")
     parser.add_argument("--timeline", metavar="FILE", help="write a Chrome trace for Perfetto (.json or .json.gz)")
     parser.add_argument("--svg", metavar="FILE", help="write a picture of the energy by phase and component")
-    parser.add_argument("--top", metavar="N", type=int, default=10, help="how many of the dearest layers to show (10)")
+    parser.add_argument("--top", metavar="N", type=natural, default=10, help="how many dear layers to show (10)")
     parser.add_argument(
         "--by", choices=["layer", "phase", "component", "role", "kind"], help="one more table, grouped by this"
     )
