@@ -199,3 +199,11 @@ def test_terminal_gets_colour_and_a_progress_bar(tmp_path: Path) -> None:
     assert "replaying" in text
     assert "\x1b[1mresnet20-cifar10-b32" in text
     assert "█" in text
+
+
+def test_a_built_in_network_is_captured_without_a_framework(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["capture", "zoo:resnet20-cifar10", "--batch", "4", "-o", "mine.jsonl.gz"]) == 0
+    assert "trace: mine.jsonl.gz" in capsys.readouterr().out
+    trace = jouletrace.load_trace("./mine.jsonl.gz")
+    assert trace.header.name == "mine"
+    assert trace.ops == jouletrace.zoo("resnet20-cifar10", 4).ops

@@ -81,6 +81,8 @@ CASES: list[tuple[tuple[str, ...], str]] = [
     (("check", "photo.png"), "photo.png: cannot tell what this is"),
     (("capture", "model.py:net", "-o", "out.jsonl.gz"), "say which with --batch N"),
     (("capture", "model.py:net", "--batch", "4", "-o", "out.json"), "out.json: a trace file ends in .jsonl.gz"),
+    (("capture", "zoo:resnet21-cifr10", "--batch", "4", "-o", "out.jsonl.gz"), "No built-in network 'resnet21-cifr10'"),
+    (("capture", "model.py:net", "--batch", "4", "--optimizer", "sgd", "-o", "out.jsonl.gz"), "go with an ONNX file"),
     (("fly",), "invalid choice: 'fly'"),
     ((), "required: COMMAND"),
     *(((("check", name)), re.escape(name)) for name in FILES),

@@ -20,7 +20,9 @@ from jouletrace.errors import JouletraceError
 from jouletrace.version import MODEL_VERSION, __version__
 
 if TYPE_CHECKING:
+    from jouletrace.capture.onnx import capture_onnx
     from jouletrace.capture.torch import capture_recipe
+    from jouletrace.capture.zoo import zoo
     from jouletrace.hardware.load import list_hardware, load_hardware
     from jouletrace.hardware.spec import Hardware
     from jouletrace.replay import reproduce, simulate
@@ -35,6 +37,7 @@ __all__ = [
     "Result",
     "Trace",
     "__version__",
+    "capture_onnx",
     "capture_recipe",
     "list_hardware",
     "list_traces",
@@ -44,6 +47,7 @@ __all__ = [
     "reproduce",
     "simulate",
     "write_trace",
+    "zoo",
 ]
 
 # Where a public name lives; its module is imported on first use, so that importing the package costs nothing.
@@ -51,6 +55,7 @@ _HOME = {
     "Hardware": "hardware.spec",
     "Result": "result",
     "Trace": "trace.model",
+    "capture_onnx": "capture.onnx",
     "capture_recipe": "capture.torch",
     "list_hardware": "hardware.load",
     "list_traces": "trace.io",
@@ -60,6 +65,7 @@ _HOME = {
     "reproduce": "replay",
     "simulate": "replay",
     "write_trace": "trace.io",
+    "zoo": "capture.zoo",
 }
 
 
