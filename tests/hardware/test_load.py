@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -290,13 +291,16 @@ def test_a_source_for_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_the_longest_path_is_the_source_and_defaults_are_assumptions(tmp_path: Path) -> None:
     data = plain()
-    del data["overlap_steps"]
+    schedule = data["array"]["schedule"]
+    del schedule["objective"]
+    numbers = ("out_channels", "in_channels", "initiation_interval", "multiplier")
+    parts = [f"array.{k}" for k in numbers] + [f"array.schedule.{k}" for k in schedule]
     for entry in data["provenance"]:
-        entry["paths"] = [path for path in entry["paths"] if path != "overlap_steps"]
+        entry["paths"] = [p for path in entry["paths"] for p in (parts if path == "array" else [path])]
     stated = {a.path: a for a in assumptions(load_hardware(write(tmp_path, data)))}
     assert stated["streams"].source == "the rule at the top of this file"
     assert "streams.input.start_cycles" not in stated  # seen in EF-Train
-    assert stated["overlap_steps"].source == "default of the schema"
+    assert stated["array.schedule.objective"].source == "default of the schema"
     assert stated["board.chip_static"].certainty == "assumed"
     assert stated["energy of array mac_fp32"].certainty == "assumed"
 
@@ -313,3 +317,16 @@ def test_resolved_specs_are_checked_like_files() -> None:
         hardware_from_resolved({**plain(), "board": "zcu102.yaml"})  # nothing is read from disk
     with pytest.raises(SpecError):
         hardware_from_resolved({})
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("array.schedule.swap=synchronous", "does not go with prefetch_stops_at: never; make it reduction_loop"),
+        ("array.schedule.prefetch_stops_at=reduction_loop", "make it op or never"),
+        ("array.schedule.store_overlaps=last_compute", "make store_overlaps freely"),
+    ],
+)
+def test_a_schedule_that_would_be_ignored_is_refused(setting: str, words: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(words)):
+        load_hardware("zedboard-fp32", [setting])

@@ -44,6 +44,7 @@ from .test_io import small_step
 @given(traces(gates=True))
 def test_generated_steps_are_valid(trace: Trace) -> None:
     check(trace)
+    assert problems(trace) == []
 
 
 def test_all_problems_are_raised_together() -> None:

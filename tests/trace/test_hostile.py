@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import resource
 import subprocess
 import sys
 import time
@@ -150,7 +151,9 @@ def test_hostile_file_needs_little_memory(name: str, tmp_path: Path) -> None:
     path.write_bytes(CORPUS[name][0]())
     command = [sys.executable, "-c", READ_IN_300_MB, str(path)]
     environment = {"PYTHONPATH": str(Path(jouletrace.__file__).parents[1])}
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 5  # most of it starts the interpreter
     assert done.stderr == ""
     assert done.stdout.startswith(f"{path}:")
 

@@ -97,11 +97,13 @@ class Tiling(_Part):
 class Schedule(_Part):
     """How loads, computing and stores follow one another in a channel-parallel engine.
 
-    ``prefetch_stops_at``: the loop at whose end the next load waits until computing has caught up.
     ``swap``: ``synchronous`` ping-pong (all engines change buffers together) or ``free_running`` (each as
     soon as it can).
+    ``prefetch_stops_at``: where the next load waits until computing has caught up. A synchronous engine stops at
+    the end of its ``reduction_loop``; a free-running one at the end of the ``op``, or ``never``.
     ``weights_stay_for``: resident weights are kept for the whole ``batch``, or fetched again per ``image``.
-    ``store_overlaps``: an output tile is stored during the ``last_compute`` of the next one, or ``freely``.
+    ``store_overlaps``: an output tile is stored during the ``last_compute`` of the next one (synchronous engines
+    only), or ``freely``.
     ``edge_tiles``: ``full`` (loop bounds fixed at synthesis: an edge tile costs as much as any other) or
     ``trimmed``.
     ``strided_backward_data``: by ``zero_insertion`` (stride² times the cycles) or by ``gather``.
@@ -115,6 +117,19 @@ class Schedule(_Part):
     strided_backward_data: Literal["zero_insertion", "gather"]
     tile_channels: Literal["unroll", "free"] = "unroll"
     objective: Literal["cycles", "energy", "product"] = "cycles"
+
+    @model_validator(mode="after")
+    def _one_manner(self) -> Schedule:
+        """Refuses what would otherwise be ignored without a word."""
+        synchronous = self.swap == "synchronous"
+        if synchronous != (self.prefetch_stops_at == "reduction_loop"):
+            fitting = "reduction_loop" if synchronous else "op or never"
+            raise ValueError(
+                f"a {self.swap} swap does not go with prefetch_stops_at: {self.prefetch_stops_at}; make it {fitting}"
+            )
+        if not synchronous and self.store_overlaps == "last_compute":
+            raise ValueError("a free_running swap stores as soon as it can; make store_overlaps freely")
+        return self
 
 
 class ChannelParallel(_Part):
@@ -381,7 +396,6 @@ class Hardware(_Part):
     dram: Dram
     board: Board
     energy: EnergyRefs
-    overlap_steps: bool = False
     provenance: Annotated[tuple[Provenance, ...], Field(strict=False)]
 
     @property

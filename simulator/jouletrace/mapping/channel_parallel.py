@@ -284,7 +284,7 @@ class _Plan:
     def _input(self, patch: _Patch, in_: int) -> Transfer:
         p = self.p
         full = min(in_, p.in_channels) if p.unpadded_input else self.tile.in_channels
-        channels = stored_channels(p, self.hardware, in_, p.bits[0], "input", full)
+        channels = stored_channels(self.hardware, in_, p.bits[0], "input", full)
         rows, columns = p.input_rows(patch.rows), p.input_columns(patch.columns)
         if not self.full:  # padding is not stored: it is made on chip
             rows, columns = min(rows, p.map_rows), min(columns, p.map_columns)
@@ -292,7 +292,7 @@ class _Plan:
 
     def _operand(self, patch: _Patch, out: int) -> Transfer:
         p = self.p
-        channels = stored_channels(p, self.hardware, out, p.bits[1], "operand", self.tile.out_channels)
+        channels = stored_channels(self.hardware, out, p.bits[1], "operand", self.tile.out_channels)
         return Transfer("operand", "operand", False, p.roles[1], channels * patch.rows * patch.columns, p.bits[1])
 
     def _kernel(self, stream: str, out: int, in_: int, *, opens: bool, closes: bool, write: bool) -> Transfer:
@@ -310,7 +310,7 @@ class _Plan:
 
     def _map_store(self, out: int, patch: _Patch, ends: tuple[bool, bool]) -> Transfer:
         p = self.p
-        channels = stored_channels(p, self.hardware, out, p.bits[2], "output", self.tile.out_channels)
+        channels = stored_channels(self.hardware, out, p.bits[2], "output", self.tile.out_channels)
         return Transfer(
             "output", "output", True, p.roles[2], channels * patch.rows * patch.columns, p.bits[2], *ends
         )

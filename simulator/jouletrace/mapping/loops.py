@@ -56,14 +56,6 @@ class Loops:
     def taps(self) -> int:
         return self.kernel[0] * self.kernel[1]
 
-    @property
-    def weight_words(self) -> int:
-        """Kernel values per (output channel, input channel) pair that are really there.
-
-        Block-diagonal packing leaves zeros between the groups; they are never transferred.
-        """
-        return self.taps
-
     def input_rows(self, tile_rows: int) -> int:
         """Rows of the input map under ``tile_rows`` rows of the output map, halo included."""
         return _under(tile_rows, self.span[0], self.step[0])

@@ -91,7 +91,6 @@ class OpInfo:
     kind: str
     macs: int
     tiles: int = 0
-    bound_hint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

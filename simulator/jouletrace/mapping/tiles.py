@@ -60,7 +60,7 @@ def part_sizes(total: int, unit: int = 1, phases: int = 1) -> list[int]:
     return sorted({min(size + i, units) * unit for size in smallest for i in range(phases)})
 
 
-def stored_channels(loops: Loops, hardware: Hardware, channels: int, bits: int, stream: str, full: int) -> int:
+def stored_channels(hardware: Hardware, channels: int, bits: int, stream: str, full: int) -> int:
     """Channels per pixel as they lie in DRAM: whole beats of the stream.
 
     Where loop bounds are fixed at synthesis (``edge_tiles: full``) a map is stored in groups of the array's channels,
