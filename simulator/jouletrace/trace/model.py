@@ -130,6 +130,15 @@ class Conv:
         return self.N * self.G * self.K * self.C * self.OY * self.OX * self.R * self.S
 
     @property
+    def results(self) -> int:
+        """Elements of what the role computes: y, gx or gw."""
+        if self.role == "backward_weight":
+            return self.G * self.K * self.C * self.R * self.S
+        if self.role == "backward_data":
+            return self.N * self.G * self.C * self.IY * self.IX
+        return self.N * self.G * self.K * self.OY * self.OX
+
+    @property
     def macs_in_bounds(self) -> int:
         """MACs whose input position lies inside the map (padding excluded)."""
         rows = _inside(self.OY, self.R, self.stride[0], self.dilation[0], self.padding[0], self.IY)
@@ -163,6 +172,11 @@ class Gemm:
     @property
     def macs(self) -> int:
         return self.B * self.M * self.N * self.K
+
+    @property
+    def results(self) -> int:
+        """Elements of the product."""
+        return self.B * self.M * self.N
 
     @property
     def macs_in_bounds(self) -> int:
@@ -345,7 +359,11 @@ class Op:
 
     ``reads`` and ``writes`` name tensors, ``after`` names ops that must have ended first (control
     edges). ``read_elements`` says how many elements of each read tensor are touched where that is not
-    the whole tensor (a slice, a view); empty means all of each.
+    the whole tensor (a slice, a view); empty means all of each. ``read_bits`` says how many bits of each
+    element are fetched where that is not the tensor's width (the most significant bits of a code).
+    ``write_elements`` says how many elements of each result are computed where that is not all: the others are
+    left as they are in memory, because what stood there before is their value (samples that skip a block), or
+    because another op computes them (the part of a weight gradient that a predictor settles).
     """
 
     name: str
@@ -357,6 +375,8 @@ class Op:
     after: tuple[str, ...] = ()
     gate: Gate | None = None
     read_elements: tuple[int, ...] = ()
+    read_bits: tuple[int, ...] = ()
+    write_elements: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -364,12 +384,22 @@ class Op:
 
     @property
     def macs(self) -> int:
-        """MACs over the loop nest, padded positions included; 0 for kinds that do not multiply."""
-        return self.nest.macs if isinstance(self.nest, Conv | Gemm | Attention) else 0
+        """MACs over the loop nest, padded positions included; 0 for kinds that do not multiply.
+
+        Of a product that computes some of its results only (``write_elements``), the MACs of those: every
+        result of a nest is a sum of equally many products.
+        """
+        return self._share(self.nest.macs) if isinstance(self.nest, Conv | Gemm | Attention) else 0
 
     @property
     def macs_in_bounds(self) -> int:
-        return self.nest.macs_in_bounds if isinstance(self.nest, Conv | Gemm | Attention) else 0
+        """:attr:`macs` without padded positions; of a part of the results, their average share, rounded up."""
+        return self._share(self.nest.macs_in_bounds) if isinstance(self.nest, Conv | Gemm | Attention) else 0
+
+    def _share(self, macs: int) -> int:
+        if not self.write_elements or not isinstance(self.nest, Conv | Gemm):
+            return macs
+        return -(-macs * self.write_elements[0] // self.nest.results)
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,3 +467,11 @@ class Trace:
     def elements_read(self, op: Op) -> tuple[int, ...]:
         """Elements that ``op`` touches of each tensor in ``op.reads``."""
         return op.read_elements or tuple(self.tensor[t].elements for t in op.reads)
+
+    def bits_read(self, op: Op) -> tuple[int, ...]:
+        """Bits that ``op`` fetches of each element of each tensor in ``op.reads``."""
+        return op.read_bits or tuple(self.tensor[t].bits for t in op.reads)
+
+    def elements_written(self, op: Op) -> tuple[int, ...]:
+        """Elements that ``op`` computes of each tensor in ``op.writes``."""
+        return op.write_elements or tuple(self.tensor[t].elements for t in op.writes)
