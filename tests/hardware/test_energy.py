@@ -142,7 +142,7 @@ def test_all_unpriceable_parts_are_named_at_once() -> None:
         price_list(hardware_from_resolved(data))
     assert len(error.value.problems) == 1 + len(data["buffers"])
     assert "entry 'mac_fp32': is per 'byte', and is used per 'operation'" in error.value.problems[0]
-    assert "has no sram points, which buffer 'input' needs" in error.value.problems[1]
+    assert "buffers.input: needs sram points, which energy table" in error.value.problems[1]
 
 
 # -- laws ------------------------------------------------------------------------------------------

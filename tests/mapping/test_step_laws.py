@@ -19,9 +19,8 @@ from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.fusion import plan_fusion
 from jouletrace.mapping.program import Program
 from jouletrace.mapping.step import map_step
+from jouletrace.testing import traces
 from jouletrace.trace.model import Conv, Gemm, Trace
-
-from ..generators import traces
 
 SPECS = ["eftrain-zcu102", "eftrain-pynq-z1", "zedboard-fp32", "zedboard-int8", "systolic-32x32"]
 CASES = max(400, settings.default.max_examples if settings.default else 0)

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.generators import traces
 
 from jouletrace.capture.zoo import zoo
 from jouletrace.errors import TraceError
+from jouletrace.testing import traces
 from jouletrace.trace.batch import with_batch
 from jouletrace.trace.check import check
 from jouletrace.trace.io import dump, parse_trace

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 from hypothesis import given
-from tests.generators import traces
 
 from jouletrace.errors import TraceError
+from jouletrace.testing import traces
 from jouletrace.trace.check import check, findings, problems
 from jouletrace.trace.model import (
     Attention,
@@ -151,13 +151,17 @@ def test_broken_step_is_told(change: Callable[[Trace], Trace], sentence: str) ->
 Operands = list[tuple[int, Role]]
 
 
-def one_op(nest: Nest, reads: Operands, writes: Operands, phase: Phase = "forward") -> list[str]:
+def one_op(
+    nest: Nest, reads: Operands, writes: Operands, phase: Phase = "forward",
+    touched: tuple[int, ...] = (), computed: tuple[int, ...] = (),
+) -> list[str]:  # fmt: skip
     """The problems of an op on operands of so many elements, between ops that make them and one that uses them."""
     operands = tuple(Tensor(f"r{i}", (n,), 32, "fp", role) for i, (n, role) in enumerate(reads))
     results = tuple(Tensor(f"w{i}", (n,), 32, "fp", role) for i, (n, role) in enumerate(writes))
     made = tuple(t.name for t in operands if t.role not in ("param", "optimizer_state", "buffer"))
     source = Op("source", "forward", "", Sync("host"), (), made)
-    op = Op("op", phase, "", nest, tuple(t.name for t in operands), tuple(t.name for t in results))
+    op = Op("op", phase, "", nest, tuple(t.name for t in operands), tuple(t.name for t in results),
+            read_elements=touched, write_elements=computed)  # fmt: skip
     sink = Op("sink", "update", "", Sync("host"), tuple(t.name for t in results), ())
     return problems(Trace(Header("one", 1), (*operands, *results), (source, op, sink)))
 

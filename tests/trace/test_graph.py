@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import networkx
 from hypothesis import given
-from tests.generators import traces
 
+from jouletrace.testing import traces
 from jouletrace.trace.graph import data_dependencies, graph, predecessors, successors
 from jouletrace.trace.model import Trace
 

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.generators import Step, traces
 
 import jouletrace
 from jouletrace.errors import TraceError, UsageError
+from jouletrace.testing import Step, traces
 from jouletrace.trace import io
 from jouletrace.trace.io import digest, dump, list_traces, load_trace, parse_trace, read_trace, write_trace
 from jouletrace.trace.model import Gate, Header, Op, Rewrite, Sync, Tensor, Trace

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hypothesis import given
-from tests.generators import traces
 
 from jouletrace.capture.zoo import zoo
+from jouletrace.testing import traces
 from jouletrace.trace.check import is_final
 from jouletrace.trace.graph import successors
 from jouletrace.trace.lifetimes import Lifetime, Peak, lifetimes, peak_memory, saved_for_backward_bytes

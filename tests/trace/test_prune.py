@@ -5,8 +5,8 @@ from __future__ import annotations
 import networkx
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.generators import Step, traces
 
+from jouletrace.testing import Step, traces
 from jouletrace.trace.check import is_final, problems
 from jouletrace.trace.graph import graph
 from jouletrace.trace.model import Elementwise, Gate, Header, Op, Sync, Tensor, Trace

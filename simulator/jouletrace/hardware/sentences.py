@@ -37,7 +37,7 @@ def sentence(problem: dict[str, Any], path: Path, data: Any) -> str:
         known = keys_at(path[:-1], data)
         return f"is no known key{did_you_mean(str(path[-1]), known) or '; keys here are ' + ', '.join(known)}"
     if kind == "value_error":
-        return str(context["error"])
+        return str(context["error"]).replace(repr(given), short(given))
     if kind == "union_tag_not_found":
         return f"needs the key {context['discriminator']}"
     if kind == "union_tag_invalid":

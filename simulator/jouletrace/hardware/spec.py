@@ -132,8 +132,16 @@ class Schedule(_Part):
         return self
 
 
+UnwantedResults = Literal["computed", "gated", "packed"]
+
+
 class ChannelParallel(_Part):
-    """Tm × Tn multiply-accumulate lanes: output by input channels (EF-Train, Zhang FPGA'15, YOLOv2)."""
+    """Tm × Tn multiply-accumulate lanes: output by input channels (EF-Train, Zhang FPGA'15, YOLOv2).
+
+    ``unwanted_results``: of a product of which only some results are wanted, the others are ``computed`` and
+    thrown away; or their lanes are ``gated``, idle for as many cycles; or the wanted ones are ``packed``, so that
+    cycles shrink with them. All operands are loaded and only wanted results are stored, in each case.
+    """
 
     kind: Literal["channel_parallel"]
     out_channels: Count
@@ -141,6 +149,7 @@ class ChannelParallel(_Part):
     initiation_interval: Count
     multiplier: Multiplier
     schedule: Schedule
+    unwanted_results: UnwantedResults = "gated"
     tilings: Annotated[tuple[Tiling, ...], Field(strict=False)] = ()
 
     @property
@@ -149,13 +158,17 @@ class ChannelParallel(_Part):
 
 
 class Systolic(_Part):
-    """rows × columns processing elements that pass operands to their neighbours, with fill and drain."""
+    """rows × columns processing elements that pass operands to their neighbours, with fill and drain.
+
+    ``unwanted_results`` as in :class:`ChannelParallel`.
+    """
 
     kind: Literal["systolic"]
     rows: Count
     columns: Count
     dataflow: Literal["weight_stationary", "input_stationary", "output_stationary"]
     multiplier: Multiplier
+    unwanted_results: UnwantedResults = "gated"
 
     @property
     def lanes(self) -> int:

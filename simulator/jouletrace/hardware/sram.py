@@ -32,13 +32,13 @@ def access_energy(table: EnergyTable, name: str, buffer: Buffer) -> tuple[Band, 
     size, width = buffer.size_bytes, buffer.word_bits
     if not points:
         raise EnergyError(
-            f"energy table {table.name!r} has no sram points, which buffer {name!r} needs; "
+            f"buffers.{name}: needs sram points, which energy table {table.name!r} has none of; "
             "add at least one, or choose another table (--set energy.buffers=NAME)"
         )
     smallest, largest = points[0].size_bytes, points[-1].size_bytes
     if size * _BEYOND < smallest or size > largest * _BEYOND:
         raise EnergyError(
-            f"buffer {name!r} of {show_bytes(size)} lies more than {_BEYOND} times beyond the memories of "
+            f"buffers.{name}: {show_bytes(size)} lies more than {_BEYOND} times beyond the memories of "
             f"energy table {table.name!r} ({show_bytes(smallest)} to {show_bytes(largest)}); "
             "add a point of about its size with a source"
         )

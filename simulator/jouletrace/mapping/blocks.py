@@ -25,7 +25,7 @@ from jouletrace.hardware.spec import Systolic
 from jouletrace.mapping.matrix import Indices, Measure, Product, Spatial
 from jouletrace.mapping.transfer import ceil_div
 
-__all__ = ["Blocks", "Folding", "Lane", "block_elements", "block_sizes", "choose_blocks"]
+__all__ = ["Blocks", "Folding", "Lane", "block_elements", "block_sizes", "choose_blocks", "fits"]
 
 # Numbers of blocks per dimension that are tried: all small ones, then steps of a quarter.
 FINE, STEP = 8, Fraction(5, 4)
@@ -230,6 +230,26 @@ def choose_blocks(
         batch_sizes[b], m.candidates[i], n.candidates[j], k.candidates[depth],
         "N" if inner_m else "M", (spans[0], spans[1], spans[2]),
     )  # fmt: skip
+
+
+def fits(blocks: Blocks, product: Product, lanes: tuple[Lane, Lane, Lane]) -> bool:
+    """Do the blocks of a product with loops at least as long serve this one as well?"""
+    left, right = product.left, product.right
+    m, n, k = min(blocks.M, product.M), min(blocks.N, product.N), min(blocks.K, product.K)
+
+    def largest(size: int, step: int, measure: Measure) -> int:
+        return block_elements(size, step, measure)[1]
+
+    held = (
+        largest(product.M, m, left.rows) * largest(product.K, k, left.columns),
+        largest(product.K, k, right.rows) * largest(product.N, n, right.columns),
+        m * n,
+    )
+    together = min(blocks.batches, product.batches)
+    return all(
+        together * elements <= span * lane.capacity
+        for elements, span, lane in zip(held, blocks.spans, lanes, strict=True)
+    )
 
 
 def _duration(bits: Indices, bits_per_cycle: Fraction) -> NDArray[np.int64]:

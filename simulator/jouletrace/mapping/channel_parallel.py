@@ -17,14 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
+from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import ChannelParallel, Hardware
 from jouletrace.mapping.issue import GRADIENT, WEIGHT_TILE, Issuer, Loop, Step, issuer
 from jouletrace.mapping.loops import Loops, loops
+from jouletrace.mapping.plan import Base, part, wanted_share
 from jouletrace.mapping.program import Action, ProgramBuilder
 from jouletrace.mapping.tiles import Tile, choose, stored_channels
 from jouletrace.mapping.transfer import Memory, Transfer, ceil_div
-from jouletrace.trace.model import Conv, Op, Tensor, Trace
+from jouletrace.trace.model import Conv, Op, Trace
 
 __all__ = ["ChannelParallelMapper"]
 
@@ -53,25 +56,33 @@ class ChannelParallelMapper:
             synchronous=schedule.swap == "synchronous", store_at_last=schedule.store_overlaps == "last_compute",
         )  # fmt: skip
 
-    def map(self, op: Op, trace: Trace) -> int:
-        """Emits the op's commands into the builder's open op; returns its tiles."""
+    def map(self, op: Op, trace: Trace, base: Base | None = None) -> int:
+        """Emits the op's commands into the builder's open op, in the tiles of ``base``; returns its tiles."""
         whole = loops(op, trace, self.hardware)
-        tile = choose(op, whole, self.hardware)
+        tile = choose(op, whole, self.hardware, None if base is None else self._tile(base))
+        share = wanted_share(op)
         tiles = 0
-        for bias in op.reads[2:]:
-            self._load_bias(trace.tensor[bias])
+        self._load_biases(op, trace)
         for problem, groups in _groups(op, whole):
-            plan = _Plan(self.hardware, self.array, problem, tile, self._full)
+            plan = _Plan(self.hardware, self.array, problem, tile, self._full, share)
             for _ in range(groups):
                 tiles += plan.issue(self._issuer)
         self._issuer.finish()
         return tiles
 
+    def _tile(self, base: Base) -> Tile | None:
+        """What the base op gets; nothing if it fits no tile itself."""
+        try:
+            return choose(base.op, loops(base.op, base.trace, self.hardware), self.hardware)
+        except MappingError:
+            return None
 
-    def _load_bias(self, bias: Tensor) -> None:
-        """The bias comes once, on the weights' stream, into registers beside the output lanes."""
-        transfer = Transfer("weight", "weight", False, bias.role, bias.elements, bias.bits)
-        self._builder.emit([self._memory.command("load bias", transfer)])
+    def _load_biases(self, op: Op, trace: Trace) -> None:
+        """What follows the two operands comes once, on the weights' stream, into registers beside the lanes."""
+        operands = list(zip(op.reads, trace.elements_read(op), trace.bits_read(op), strict=True))
+        for name, elements, bits in operands[2:]:
+            transfer = Transfer("weight", "weight", False, trace.tensor[name].role, elements, bits)
+            self._builder.emit([self._memory.command("load bias", transfer)])
 
 
 def _groups(op: Op, whole: Loops) -> Iterator[tuple[Loops, int]]:
@@ -90,12 +101,13 @@ def _groups(op: Op, whole: Loops) -> Iterator[tuple[Loops, int]]:
 
 
 class _Plan:
-    """The reduction loops of one packed group under one tile."""
+    """The reduction loops of one packed group under one tile, of whose results a ``share`` is wanted."""
 
     def __init__(
-        self, hardware: Hardware, array: ChannelParallel, problem: Loops, tile: Tile, full: bool
+        self, hardware: Hardware, array: ChannelParallel, problem: Loops, tile: Tile, full: bool, share: Fraction
     ) -> None:
         self.hardware, self.array, self.p, self.tile, self.full = hardware, array, problem, tile, full
+        self.share = share
         self.patches = [
             _Patch(h.size, w.size, h.work * w.work, h.useful * w.useful)
             for h in _axis(problem.rows, tile.rows, problem.work_rows, problem.map_rows, problem.role, full)
@@ -304,49 +316,53 @@ class _Plan:
             if not p.unpadded_input:  # kernels of the first layer are stored for the channels that it has
                 in_ = ceil_div(in_, self.array.in_channels) * self.array.in_channels
         pairs = out * in_ if self.full else out * in_ // p.packed
-        return Transfer(
-            stream, "weight", write, p.roles[which], pairs * p.taps, p.bits[which], opens, closes
-        )
+        values = part(pairs * p.taps, self.share) if write else pairs * p.taps
+        return Transfer(stream, "weight", write, p.roles[which], values, p.bits[which], opens, closes)
 
     def _map_store(self, out: int, patch: _Patch, ends: tuple[bool, bool]) -> Transfer:
         p = self.p
         channels = stored_channels(self.hardware, out, p.bits[2], "output", self.tile.out_channels)
-        return Transfer(
-            "output", "output", True, p.roles[2], channels * patch.rows * patch.columns, p.bits[2], *ends
-        )
+        values = part(channels * patch.rows * patch.columns, self.share)
+        return Transfer("output", "output", True, p.roles[2], values, p.bits[2], *ends)
 
     def _work(self, out: int, in_: int, patch: _Patch) -> tuple[int, tuple[tuple[Action, int], ...]]:
         """Cycles of one compute, and the accesses that it makes.
 
         Every cycle reads one word per input lane and accumulates one per output lane; a kernel value is read once
         per tap and fold and then held in a register (loop order kernel, rows, columns: the map runs innermost).
+        Of unwanted results the array does all, nothing, or not even takes the time, as its spec says.
         """
         p, array = self.p, self.array
         folds = ceil_div(out, array.out_channels) * ceil_div(in_, array.in_channels)
         iterations = folds * patch.work * p.taps * p.passes
-        cycles = iterations * array.initiation_interval
+        manner, all_ = array.unwanted_results, Fraction(1)
+        busy = self.share if manner == "packed" else all_
+        cycles = part(iterations * array.initiation_interval, busy)
         useful = out * in_ * patch.useful * p.taps * p.passes // p.packed
+        useful = part(useful, all_ if manner == "computed" else self.share)
         unit = array.multiplier
         kernel_reads = folds * array.lanes * p.taps * p.passes
         x, w, y = (self._words_of(bits) for bits in p.bits)
         counts: list[tuple[Action, int]] = [
             (("array", f"mac_{unit.format}{unit.bits}", ""), useful),
             (("array", "idle", ""), cycles * array.lanes - useful),
-            (("buffer.input", "read", p.roles[0]), iterations * array.in_channels * x),
+        ]
+        accesses: list[tuple[Action, int]] = [
+            (("buffer.input", "read", p.roles[0]), iterations * array.in_channels * x)
         ]
         if p.role == "backward_weight":
-            counts += [
+            accesses += [
                 (("buffer.operand", "read", p.roles[1]), iterations * array.out_channels * w),
                 (("buffer.weight", "read", p.roles[2]), kernel_reads * y),
                 (("buffer.weight", "write", p.roles[2]), kernel_reads * y),
             ]
         else:
-            counts += [
+            accesses += [
                 (("buffer.weight", "read", p.roles[1]), kernel_reads * w),
                 (("buffer.output", "read", p.roles[2]), iterations * array.out_channels * y),
                 (("buffer.output", "write", p.roles[2]), iterations * array.out_channels * y),
             ]
-        return cycles, tuple(counts)
+        return cycles, (*counts, *((action, part(n, busy)) for action, n in accesses))
 
     def _words_of(self, bits: int) -> int:
         """Words of the datapath per operand and pass: a lane reads no more than it multiplies at once."""

@@ -8,8 +8,9 @@ loads nor stores. It still computes, while its host runs. A consumer rides if *a
 1. It is an elementwise op whose function the hardware lists in ``vector.fuses``.
 2. Its host, the op that rides are taken on, is the last op that writes something it reads, and a convolution, gemm,
    norm or elementwise op. All else that it reads or waits for is there before the host begins.
-3. It reads the whole intermediate once, element by element, and writes values of the same width; nobody else reads
-   the intermediate, now or in backward, and it is an activation or a gradient (never a result of the step).
+3. It reads once, element by element, what its host computes of the intermediate, and writes as many values of the
+   same width; nobody else reads the intermediate, now or in backward, and it is an activation or a gradient (never a
+   result of the step).
 4. Both stand under the same gate, and neither is left to the host CPU.
 
 Since an intermediate has one reader, an op carries at most one rider; a rider may carry the next one, so that
@@ -19,15 +20,17 @@ conv -> add -> relu is one chain. Ops are looked at in trace order; no choice is
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from jouletrace.hardware.spec import Hardware
-from jouletrace.trace.model import Elementwise, Op, Trace
+from jouletrace.trace.model import Elementwise, Format, Op, Trace
 
-__all__ = ["HOSTS", "NO_FUSION", "FusionPlan", "plan_fusion"]
+__all__ = ["HOSTS", "NARROWING", "NO_FUSION", "FusionPlan", "as_stored", "plan_fusion"]
 
 HOSTS = ("conv", "gemm", "norm", "elementwise")
+# Functions that may leave the host's store with values of another width than they read.
+NARROWING = frozenset({"quantize", "cast"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,10 @@ class FusionPlan:
     on_chip_writes: frozenset[tuple[str, str]]
     misses: Mapping[str, str]
 
+    def looked_at(self, op: str) -> bool:
+        """Whether this op could ride by its function."""
+        return op in self.hosts or op in self.misses
+
     def reads_dram(self, op: str, tensor: str) -> bool:
         """Whether this operand is to be loaded."""
         return (op, tensor) not in self.on_chip_reads
@@ -55,10 +62,13 @@ class FusionPlan:
 NO_FUSION = FusionPlan(MappingProxyType({}), frozenset(), frozenset(), MappingProxyType({}))
 
 
-def plan_fusion(trace: Trace, hardware: Hardware, ops: Collection[Op] | None = None) -> FusionPlan:
+def plan_fusion(
+    trace: Trace, hardware: Hardware, ops: Collection[Op] | None = None, base: FusionPlan | None = None
+) -> FusionPlan:
     """Everything that rides, by the rules above; with ``ops``, only pairs that both are among them.
 
-    The plan depends on the trace and on ``vector.fuses`` and ``host.kinds`` of the hardware only.
+    The plan depends on the trace and on ``vector.fuses`` and ``host.kinds`` of the hardware only. ``base`` is the plan
+    of the step for which the accelerator was programmed: what it looked at rides as it did there, or not at all.
     """
     position = {op.name: i for i, op in enumerate(trace.ops)}
     hosts: dict[str, str] = {}
@@ -75,6 +85,9 @@ def plan_fusion(trace: Trace, hardware: Hardware, ops: Collection[Op] | None = N
             misses[op.name] = "nothing that it reads is written in this step"
             continue
         between = [name for name in op.reads if trace.writer.get(name) is host]
+        if base is not None and base.looked_at(op.name) and base.hosts.get(op.name) != host.name:
+            misses[op.name] = f"the accelerator was programmed without a ride on {host.name}"
+            continue
         if miss := _miss(op, host, between, trace, hardware, position):
             misses[op.name] = miss
             continue
@@ -95,8 +108,10 @@ def _miss(
     """Why ``op`` cannot ride on ``host``, or nothing."""
     name = between[0]
     tensor, touched = trace.tensor[name], trace.elements_read(op)[op.reads.index(name)]
-    written = [trace.tensor[result].elements for result in op.writes]
+    computed = dict(zip(host.writes, trace.elements_written(host), strict=True))[name]
+    written = trace.elements_written(op)
     bits = {hardware.storage_bits(trace.tensor[t].bits) for t in (name, *op.writes)}
+    narrows = isinstance(op.nest, Elementwise) and op.nest.function in NARROWING
     others = [reader.name for reader in trace.readers[name] if reader is not op]
     software = () if hardware.host is None else hardware.host.kinds
     late = [waited for waited in op.after if position[waited] > position[host.name]]
@@ -107,9 +122,24 @@ def _miss(
         (bool(others), f"{name} is also read by {', '.join(others)}"),
         (tensor.saved, f"{name} is saved for backward"),
         (tensor.role not in ("activation", "gradient"), f"{name} has the role {tensor.role}, which stays"),
-        (any(n != touched for n in (tensor.elements, *written)), f"it does not read {name} one to one"),
-        (len(bits) > 1, f"it writes values of another width than {name}"),
+        (any(n != touched for n in (computed, *written)), f"it does not read {name} one to one"),
+        (len(bits) > 1 and not narrows, f"it writes values of another width than {name}"),
         (bool(late), f"it waits for {', '.join(late)}, after {host.name}"),
         (op.gate != host.gate, f"it and {host.name} stand under different gates"),
     )
     return next((reason for broken, reason in rules if broken), "")
+
+
+def as_stored(trace: Trace, fusion: FusionPlan) -> Trace:
+    """The step with intermediates as wide as what leaves in their place: a host stores the width of its last rider."""
+    widths: dict[str, tuple[int, Format]] = {}
+    intermediates = dict(fusion.on_chip_reads)
+    for name in reversed(tuple(fusion.hosts)):  # riders of riders first
+        result = trace.tensor[trace.op[name].writes[0]]
+        widths[intermediates[name]] = widths.get(result.name, (result.bits, result.format))
+    if all((trace.tensor[t].bits, trace.tensor[t].format) == width for t, width in widths.items()):
+        return trace
+    tensors = tuple(
+        replace(t, bits=widths[t.name][0], format=widths[t.name][1]) if t.name in widths else t for t in trace.tensors
+    )
+    return replace(trace, tensors=tensors)

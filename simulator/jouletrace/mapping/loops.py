@@ -7,7 +7,7 @@ keeps a kernel per channel pair). Roles and symbols follow Zhang et al., FPGA 20
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from jouletrace.errors import MappingError
@@ -73,7 +73,9 @@ def loops(op: Op, trace: Trace, hardware: Hardware) -> Loops:
     """The loops of a conv or gemm op; ``MappingError`` for any other kind."""
     array = hardware.array
     assert isinstance(array, ChannelParallel)
-    first, second = trace.tensor[op.reads[0]], trace.tensor[op.reads[1]]
+    first, second, *_ = (  # an operand is as wide as what is fetched of it
+        replace(trace.tensor[name], bits=bits) for name, bits in zip(op.reads, trace.bits_read(op), strict=True)
+    )
     out = trace.tensor[op.writes[0]]
     passes = hardware.passes(first.bits, second.bits)
     if isinstance(op.nest, Gemm):

@@ -26,7 +26,7 @@ geometry, and idle slots are never negative.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -226,8 +226,11 @@ def residues(out: int, kernel: int, stride: int, dilation: int, pad: int, size: 
 
 
 def products(op: Op, trace: Trace) -> tuple[Product, ...]:
-    """The matrix products of one conv, gemm or attention op, in the order of execution."""
-    reads = [trace.tensor[name] for name in op.reads]
+    """The matrix products of one conv, gemm or attention op, in the order of execution.
+
+    An operand is as wide as what is fetched of it (``read_bits``).
+    """
+    reads = [replace(trace.tensor[name], bits=bits) for name, bits in zip(op.reads, trace.bits_read(op), strict=True)]
     result = trace.tensor[op.writes[0]]
     match op.nest:
         case Conv(role="forward") as conv:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from jouletrace.errors import MappingError, UsageError, did_you_mean
 from jouletrace.hardware.spec import ChannelParallel, Hardware
 from jouletrace.mapping.channel_parallel import ChannelParallelMapper
-from jouletrace.mapping.fusion import FusionPlan, plan_fusion
+from jouletrace.mapping.fusion import FusionPlan, as_stored, plan_fusion
+from jouletrace.mapping.plan import Base, base_of
 from jouletrace.mapping.program import OpInfo, Program, ProgramBuilder
 from jouletrace.mapping.systolic import map_systolic
 from jouletrace.mapping.transfer import Memory
 from jouletrace.mapping.vector import map_vector
+from jouletrace.trace.check import waits_for
 from jouletrace.trace.model import PHASES, Attention, Conv, Gemm, Op, Trace
 
-__all__ = ["map_step", "select"]
+__all__ = ["Edges", "map_step", "select", "serial"]
 
 
 def select(trace: Trace, only: str) -> tuple[Op, ...]:
@@ -46,42 +50,47 @@ def select(trace: Trace, only: str) -> tuple[Op, ...]:
     )
 
 
-def map_step(trace: Trace, hardware: Hardware, *, only: str | None = None) -> Program:
-    """Maps the ops of a step (or the selected ones) to commands.
+def map_step(
+    trace: Trace, hardware: Hardware, *, only: str | None = None, base: Trace | None = None,
+    ops: Collection[Op] | None = None,
+) -> Program:  # fmt: skip
+    """Maps the ops of a step (or the ones that ``only`` selects, or the given ``ops`` of it) to commands.
 
     Every op waits for the ops that wrote what it reads and for those it names in ``after``; an update also
     waits for the last reader of the parameter that it replaces. Where the schedule stops prefetching at a
     loop inside the op or at its end, an op waits for the one before it as well.
 
+    ``base`` is the step for which the accelerator was planned: an op whose loops are those of the op of the same
+    name there, or shorter, gets that op's tiles, blocks and chunks, unless its operands are too wide for them.
+
     Raises :class:`MappingError` with the problems of all ops at once.
     """
     builder = ProgramBuilder(hardware.name)
     memory = Memory(hardware, builder)
+    channels = None
     if isinstance(hardware.array, ChannelParallel):
         channels = ChannelParallelMapper(hardware, builder, memory)
-        in_turn = hardware.array.schedule.prefetch_stops_at != "never"
-    else:
-        channels, in_turn = None, False
-    ops = select(trace, only) if only is not None else trace.ops
-    fusion = plan_fusion(trace, hardware, ops)
-    riders = {host: rider for rider, host in fusion.hosts.items()}
+    in_turn = serial(hardware)
+    if ops is None:
+        ops = select(trace, only) if only is not None else trace.ops
+    planned_fusion = None if base is None else plan_fusion(base, hardware)
+    fusion = plan_fusion(trace, hardware, ops, planned_fusion)
+    stored = as_stored(trace, fusion)
+    if base is not None and planned_fusion is not None:
+        base = as_stored(base, planned_fusion)
+    edges = Edges(trace, fusion)
     waits: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
     previous: tuple[int, ...] = ()
     for op in ops:
-        needed = _needed(op, trace)
-        rider = riders.get(op.name)
-        while rider is not None:  # what rides on this op's store must have all that it reads
-            needed += [name for name in _needed(trace.op[rider], trace) if name not in (op.name, fusion.hosts[rider])]
-            rider = riders.get(rider)
         host = fusion.hosts.get(op.name)
-        needed = [name for name in needed if name != host]
-        after = {i for name in needed for i in waits.get(name, ())}
+        after = {i for name in edges.of(op) if name != host for i in waits.get(name, ())}
         info = OpInfo(op.name, op.layer, op.phase, op.kind, op.macs)
         with builder.op(info, after=after | set(previous if in_turn else ())) as index:
             before = builder.emitted
             try:
-                builder.set_tiles(_map(op, trace, hardware, memory, channels, fusion))
+                planned = base_of(op, base)
+                builder.set_tiles(_map(op, stored, hardware, memory, channels, fusion, planned))
             except MappingError as error:
                 problems += error.problems
         # An op without commands passes on what it waits for.
@@ -94,26 +103,51 @@ def map_step(trace: Trace, hardware: Hardware, *, only: str | None = None) -> Pr
     return builder.build(memory.port())
 
 
-def _needed(op: Op, trace: Trace) -> list[str]:
-    """Names of the ops that must have ended before this one starts."""
-    needed = [trace.writer[t].name for t in op.reads if t in trace.writer]
-    if op.phase == "update":
-        needed += [
-            reader.name
-            for t in op.reads
-            if trace.tensor[t].role == "param"
-            for reader in trace.readers[t]
-            if reader.name != op.name
-        ]
-    return needed + list(op.after)
+def serial(hardware: Hardware) -> bool:
+    """Whether every op waits for the one before it: where prefetching stops inside the op or at its end."""
+    array = hardware.array
+    return isinstance(array, ChannelParallel) and array.schedule.prefetch_stops_at != "never"
+
+
+class Edges:
+    """Who awaits whom in a step, before ops without commands are replaced by what they wait for.
+
+    An op awaits the writers of what it reads, the ops that it names in ``after``, and the decision of its gate; an
+    update also awaits the other readers of the parameter that it replaces. An op that carries riders awaits what these
+    await, and a rider its host.
+    """
+
+    def __init__(self, trace: Trace, fusion: FusionPlan) -> None:
+        self.trace = trace
+        self.fusion = fusion
+        self.riders = {host: rider for rider, host in fusion.hosts.items()}
+
+    def of(self, op: Op) -> list[str]:
+        """Names of the ops that must have ended before this one starts."""
+        needed = self._own(op)
+        chain, rider = {op.name}, self.riders.get(op.name)
+        while rider is not None:
+            chain.add(rider)
+            needed += self._own(self.trace.op[rider])
+            rider = self.riders.get(rider)
+        return [name for name in dict.fromkeys(needed) if name not in chain]
+
+    def _own(self, op: Op) -> list[str]:
+        trace = self.trace
+        needed = [trace.writer[t].name for t in op.reads if t in trace.writer]
+        if op.phase == "update":
+            params = (t for t in op.reads if trace.tensor[t].role == "param")
+            needed += [reader.name for t in params for reader in trace.readers[t] if reader.name != op.name]
+        return needed + list(waits_for(op))
 
 
 def _map(
-    op: Op, trace: Trace, hardware: Hardware, memory: Memory, channels: ChannelParallelMapper | None, fusion: FusionPlan
-) -> int:
+    op: Op, trace: Trace, hardware: Hardware, memory: Memory, channels: ChannelParallelMapper | None,
+    fusion: FusionPlan, base: Base | None,
+) -> int:  # fmt: skip
     on_host = hardware.host is not None and op.kind in hardware.host.kinds
     if on_host or not isinstance(op.nest, Conv | Gemm | Attention):
-        return map_vector(op, trace, hardware, memory, fusion)
+        return map_vector(op, trace, hardware, memory, fusion, base)
     if channels is None:
-        return map_systolic(op, trace, hardware, memory)
-    return channels.map(op, trace)
+        return map_systolic(op, trace, hardware, memory, base)
+    return channels.map(op, trace, base)

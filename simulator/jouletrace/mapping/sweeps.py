@@ -151,7 +151,8 @@ def operands(op: Op, trace: Trace) -> tuple[Operands, Operands]:
     for name, elements in zip(op.reads, trace.elements_read(op), strict=True):
         touched[name] = min(touched.get(name, 0) + elements, trace.tensor[name].elements)
     loads = tuple(Operand(name, words) for name, words in touched.items())
-    return loads, tuple(Operand(name, trace.tensor[name].elements) for name in op.writes)
+    computed = zip(op.writes, trace.elements_written(op), strict=True)
+    return loads, tuple(Operand(name, elements) for name, elements in computed)
 
 
 def _known(op: Op, what: str, function: str, table: Mapping[str, T]) -> T:

@@ -25,8 +25,9 @@ import numpy as np
 
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import Hardware, Systolic
-from jouletrace.mapping.blocks import Folding, Lane, choose_blocks
+from jouletrace.mapping.blocks import Blocks, Folding, Lane, choose_blocks, fits
 from jouletrace.mapping.matrix import Indices, Operand, Product, products
+from jouletrace.mapping.plan import Base, part, wanted_share
 from jouletrace.mapping.program import Action, Sequence32
 from jouletrace.mapping.transfer import Memory, Transfer, ceil_div
 from jouletrace.trace.model import Op, Trace
@@ -41,31 +42,40 @@ NAMES = ("input", "weight", "output")
 RESULT = 2
 
 
-def map_systolic(op: Op, trace: Trace, hardware: Hardware, memory: Memory) -> int:
+def map_systolic(op: Op, trace: Trace, hardware: Hardware, memory: Memory, base: Base | None = None) -> int:
     """Maps a conv, gemm or attention op into the open op of ``memory.builder``; returns its tiles.
 
-    A tile is one load-compute-store group: one block of a product, of one or more folds. Raises
-    MappingError if the array is of another kind, the op is no matrix product, or a fold fits no buffer.
+    A tile is one load-compute-store group: one block of a product, of one or more folds. Blocks are those of
+    ``base`` where they fit. Raises MappingError if the array is of another kind, the op is no matrix product, or a
+    fold fits no buffer.
     """
-    return sum(map_product(product, hardware, memory) for product in products(op, trace))
+    found = products(op, trace)
+    whole = found if base is None else products(base.op, base.trace)
+    share = wanted_share(op)
+    return sum(map_product(p, hardware, memory, w, share) for p, w in zip(found, whole, strict=True))
 
 
-def map_product(product: Product, hardware: Hardware, memory: Memory) -> int:
-    """Maps one matrix product; see :func:`map_systolic`."""
+def map_product(
+    product: Product, hardware: Hardware, memory: Memory, whole: Product | None = None, share: Fraction = Fraction(1)
+) -> int:
+    """Maps one matrix product, a ``share`` of whose results is wanted, in the blocks of the ``whole`` one.
+
+    See :func:`map_systolic`.
+    """
     array = hardware.array
     if not isinstance(array, Systolic):
         raise MappingError(f"hardware {hardware.name!r} has a {array.kind} array, which has its own mapping")
     if product.K == 0:
-        _store_zeros(product, memory)
+        _store_zeros(product, memory, share)
         return 0
-    return _Mapping(product, array, hardware, memory).emit()
+    return _Mapping(product, array, hardware, memory, whole or product, share).emit()
 
 
-def _store_zeros(product: Product, memory: Memory) -> None:
+def _store_zeros(product: Product, memory: Memory, share: Fraction) -> None:
     """Stores a gradient that no tap reaches, a buffer copy at a time; the array has no part in it."""
     result = product.result
     copy = memory.buffer("output").size_bytes * 8 // memory.hardware.storage_bits(result.bits)
-    whole, rest = divmod(product.batches * product.M * product.N, copy)
+    whole, rest = divmod(part(product.batches * product.M * product.N, share), copy)
     for elements, times in ((copy, whole), (rest, min(rest, 1))):
         zeros = Transfer("output", "output", True, result.role, elements, result.bits)
         if times:
@@ -109,15 +119,14 @@ class _Moves:
 class _Mapping:
     """One product on one array. Folds are arrays of indices; loops are over distinct commands."""
 
-    def __init__(self, product: Product, array: Systolic, hardware: Hardware, memory: Memory) -> None:
-        self.product, self.array, self.hardware, self.memory = product, array, hardware, memory
+    def __init__(
+        self, product: Product, array: Systolic, hardware: Hardware, memory: Memory, whole: Product, share: Fraction
+    ) -> None:
+        self.product, self.array, self.hardware, self.memory, self.share = product, array, hardware, memory, share
         self.operands = (product.left, product.right, product.result)
         self.folding = Folding.of(array)
         self.passes = hardware.passes(product.left.bits, product.right.bits)
-        self.partial_bits = hardware.storage_bits(max(product.result.bits, PARTIAL_SUM_BITS))
-        lanes = (self._lane(0), self._lane(1), self._lane(RESULT))
-        port = Fraction(0) if hardware.dram.port == "stream_share" else 8 * hardware.dram_bytes_per_cycle
-        blocks = choose_blocks(product, self.folding, self.passes, lanes, port)
+        blocks = self._blocks(whole)
         self.spans, self.outer = blocks.spans, blocks.outer
         self.batch = _Cuts.of(product.batches, blocks.batches, 1)
         self.m = _Cuts.of(product.M, blocks.M, self.folding.M)
@@ -127,6 +136,24 @@ class _Mapping:
         self.engine = builder.engine("array", "array")
         self.free = [builder.pool(f"{name}.free", memory.buffer(name).copies, name) for name in NAMES]
         self.full = [builder.pool(f"{name}.full", 0) for name in NAMES]
+
+    def _blocks(self, whole: Product) -> Blocks:
+        """The blocks of the whole product if they serve this one, else its own."""
+        if whole != self.product:
+            try:
+                blocks = self._search(whole)
+            except MappingError:  # too wide for this array itself
+                pass
+            else:
+                if fits(blocks, self.product, self._lanes(self.product)):
+                    return blocks
+        return self._search(self.product)
+
+    def _search(self, product: Product) -> Blocks:
+        passes = self.hardware.passes(product.left.bits, product.right.bits)
+        dram = self.hardware.dram
+        port = Fraction(0) if dram.port == "stream_share" else 8 * self.hardware.dram_bytes_per_cycle
+        return choose_blocks(product, self.folding, passes, self._lanes(product), port)
 
     def emit(self) -> int:
         """Appends the commands in program order; returns the number of blocks."""
@@ -192,15 +219,20 @@ class _Mapping:
     def _fold(self, m: int, useful_rows: int, n: int, k: int, opens_sum: bool, edges: int) -> int:
         """One fold of m × n × k: its cycles, its hand-shakes, its accesses."""
         left, right, result = self.operands
-        cycles = self.folding.cycles(self.folding.streamed(m, n, k), self.passes)
+        # Of unwanted results the array does all, nothing, or not even takes the time, as its spec says.
+        manner, all_ = self.array.unwanted_results, Fraction(1)
+        busy = self.share if manner == "packed" else all_
+        cycles = part(self.folding.cycles(self.folding.streamed(m, n, k), self.passes), busy)
         # Work: every MAC of the nest takes `passes` lane-cycles; every other lane-cycle of the fold is idle.
-        macs = useful_rows * n * k * self.passes
+        macs = part(useful_rows * n * k * self.passes, all_ if manner == "computed" else self.share)
         unit = self.array.multiplier
         bias = n if self.product.bias and opens_sum else 0
-        sums = self._words(RESULT, m * n, self.partial_bits)
+        sums = self._words(RESULT, m * n, self._partial_bits(result))
         counts: list[tuple[Action, int]] = [
             (("array", f"mac_{unit.format}{unit.bits}", ""), macs),
             (("array", "idle", ""), self.array.lanes * cycles - macs),
+        ]
+        accesses: list[tuple[Action, int]] = [
             # Operands: each element of the fold's matrices enters the array once and is passed on inside it.
             (("buffer.input", "read", left.role), self._words(0, m * k, self._stored(left))),
             (("buffer.weight", "read", right.role), self._words(1, k * n + bias, self._stored(right))),
@@ -208,6 +240,7 @@ class _Mapping:
             (("buffer.output", "read", result.role), 0 if opens_sum else sums),
             (("buffer.output", "write", result.role), sums),
         ]
+        counts += ((action, part(words, busy)) for action, words in accesses)
         begins, ends = ([i for i in range(3) if edges >> shift + i & 1] for shift in (0, 3))
         takes = [((self.free if i == RESULT else self.full)[i], self.spans[i]) for i in begins]
         gives = [((self.full if i == RESULT else self.free)[i], self.spans[i]) for i in ends]
@@ -245,6 +278,7 @@ class _Mapping:
     def _move(self, i: int, elements: int, takes: Credits = (), gives: Credits = ()) -> int:
         """The load (input, weight) or store (output) of one block."""
         name, operand, store = NAMES[i], self.operands[i], i == RESULT
+        elements = part(elements, self.share) if store else elements
         source, target = (self.full, self.free) if store else (self.free, self.full)
         return self.memory.command(
             f"{'store' if store else 'load'} {name}",
@@ -253,16 +287,22 @@ class _Mapping:
             ((target[i], self.spans[i]), *gives),
         )
 
-    def _lane(self, i: int) -> Lane:
+    def _lanes(self, product: Product) -> tuple[Lane, Lane, Lane]:
+        return self._lane(0, product.left), self._lane(1, product.right), self._lane(RESULT, product.result)
+
+    def _lane(self, i: int, operand: Operand) -> Lane:
         buffer, stream, hardware = self.memory.buffer(NAMES[i]), self.memory.stream(NAMES[i]), self.hardware
         pace = Fraction(stream.width_bits)
         if hardware.dram.port == "stream_share":
             pace = min(pace, 8 * hardware.dram_bytes_per_cycle / len(hardware.streams))
-        moved_bits = self._stored(self.operands[i])
-        held_bits = self.partial_bits if i == RESULT else moved_bits
+        moved_bits = self._stored(operand)
+        held_bits = self._partial_bits(operand) if i == RESULT else moved_bits
         return Lane(
             NAMES[i], buffer.size_bytes, buffer.copies, held_bits, moved_bits, pace, stream.start_cycles
         )  # fmt: skip
+
+    def _partial_bits(self, result: Operand) -> int:
+        return self.hardware.storage_bits(max(result.bits, PARTIAL_SUM_BITS))
 
     def _stored(self, operand: Operand) -> int:
         return self.hardware.storage_bits(operand.bits)

@@ -78,14 +78,14 @@ def footprint_bytes(tile: Tile, loops: Loops, hardware: Hardware) -> dict[str, i
     return {name: int(size[0]) for name, size in arrays.items()}
 
 
-def choose(op: Op, loops: Loops, hardware: Hardware) -> Tile:
-    """The published tile of this shape where it fits, else the best of the search.
+def choose(op: Op, loops: Loops, hardware: Hardware, base: Tile | None = None) -> Tile:
+    """The tile of the base op, else the published tile of this shape, where they fit; else the best of the search.
 
     Raises :class:`MappingError` naming the buffer that is too small for the smallest tile.
     """
-    published = _published(op, hardware)
-    if published is not None and _fits(published, loops, hardware):
-        return published
+    for given in (base, _published(op, hardware)):
+        if given is not None and _fits(given, loops, hardware):
+            return given
     smallest = Tile(_array(hardware).out_channels, _array(hardware).in_channels, 1, 1, 0)
     if not _fits(smallest, loops, hardware):
         raise _too_small(op, smallest, loops, hardware)

@@ -32,10 +32,11 @@ from itertools import pairwise
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.fusion import NO_FUSION, FusionPlan
+from jouletrace.mapping.plan import Base
 from jouletrace.mapping.program import Action
 from jouletrace.mapping.sweeps import Operand, Sweep, operands, sweeps
 from jouletrace.mapping.transfer import Memory, Transfer, ceil_div
-from jouletrace.trace.model import Op, Trace
+from jouletrace.trace.model import Op, Tensor, Trace
 from jouletrace.units import show_bytes
 
 __all__ = ["chunk_elements", "map_host", "map_vector"]
@@ -44,30 +45,58 @@ BUFFER = "vector"
 
 
 def map_vector(
-    op: Op, trace: Trace, hardware: Hardware, memory: Memory, fusion: FusionPlan = NO_FUSION
+    op: Op, trace: Trace, hardware: Hardware, memory: Memory, fusion: FusionPlan = NO_FUSION, base: Base | None = None
 ) -> int:
     """Maps one op into the open builder op; returns its tiles (chunks of all sweeps).
 
-    Operands and results that ``fusion`` keeps on chip are computed on and not moved. Kinds that the hardware
-    leaves to its host go there. An op without work (``sync``) becomes one command of no cycles, so that
-    others can wait for it.
+    Operands and results that ``fusion`` keeps on chip are computed on and not moved. Chunks are as long as those
+    of ``base`` where they fit. Kinds that the hardware leaves to its host go there. An op without work (``sync``)
+    becomes one command of no cycles, so that others can wait for it.
 
     Raises MappingError for unknown functions, for kinds that need the array, and if not even one element of
     every operand fits ``buffers.vector``.
     """
     if hardware.host is not None and op.kind in hardware.host.kinds:
         return map_host(op, trace, hardware, memory)
-    chunk = chunk_elements((*op.reads, *op.writes), trace, hardware)
-    planned = [sweep for sweep in sweeps(op, trace, chunk) if sweep.longest]
+    planned, limits = _planned(op, trace, hardware, base)
     if not planned:
         sequencer = memory.builder.engine("sequencer", "control")
         memory.builder.emit([memory.builder.command(op.kind, [(sequencer, 0)])])
         return 0
     tiles = 0
-    for i, sweep in enumerate(planned):
+    for i, (sweep, limit) in enumerate(zip(planned, limits, strict=True)):
         signals = any(later.after_stores for later in planned[i + 1 : i + 2])
-        tiles += _Stage(op, trace, memory, fusion, sweep, signals).emit()
+        tiles += _Stage(op, trace, memory, fusion, sweep, limit, signals).emit()
     return tiles
+
+
+def _planned(op: Op, trace: Trace, hardware: Hardware, base: Base | None) -> tuple[list[Sweep], list[int]]:
+    """The sweeps of an op, and the longest chunk of each: as the base op has it, where it fits."""
+    bits = _fetched_bits(op, trace)
+    chunk = chunk_elements((*op.reads, *op.writes), trace, hardware, bits)
+    if base is not None:
+        names = (*base.op.reads, *base.op.writes)
+        given = chunk_elements(names, base.trace, hardware, _fetched_bits(base.op, base.trace))
+        chunk = min(chunk, given or chunk)
+    planned = [sweep for sweep in sweeps(op, trace, chunk) if sweep.longest]
+    limits = [chunk_elements(_streamed(sweep), trace, hardware, bits) for sweep in planned]
+    if base is not None:
+        whole, given = _planned(base.op, base.trace, hardware, None)
+        if len(whole) == len(planned):
+            limits = [min(own, other or own) for own, other in zip(limits, given, strict=True)]
+    return planned, limits
+
+
+def _fetched_bits(op: Op, trace: Trace) -> Mapping[str, int]:
+    """Bits that are fetched of each element of what an op reads; the most where two reads are of one tensor."""
+    bits: dict[str, int] = {}
+    for name, fetched in zip(op.reads, trace.bits_read(op), strict=True):
+        bits[name] = max(bits.get(name, 0), fetched)
+    return bits
+
+
+def _streamed(sweep: Sweep) -> list[str]:
+    return [o.tensor for o in (*sweep.loads, *sweep.stores)]
 
 
 def map_host(op: Op, trace: Trace, hardware: Hardware, memory: Memory) -> int:
@@ -82,13 +111,15 @@ def map_host(op: Op, trace: Trace, hardware: Hardware, memory: Memory) -> int:
             f"op {op.name!r} cannot run on a host: hardware {hardware.name!r} has none; add host to the spec"
         )
     loads, stores = operands(op, trace)
+    bits = _fetched_bits(op, trace)
     elements = op.macs or max((o.words for o in (*loads, *stores)), default=0)
     host_cycles = elements * host.cycles_per_element * hardware.clock_hz / host.clock_hz
     counts: list[tuple[Action, int]] = [(("host", "element", ""), elements)]
     for write, moved in ((False, loads), (True, stores)):
         for operand in moved:
             tensor = trace.tensor[operand.tensor]
-            transfer = Transfer("", BUFFER, write, tensor.role, operand.words, tensor.bits)
+            width = bits.get(tensor.name, tensor.bits)
+            transfer = Transfer("", BUFFER, write, tensor.role, operand.words, width)
             counts += [(action, n) for action, n in memory.counts(transfer) if action[0] == "dram"]
     engine = memory.builder.engine("host", "host")
     cycles = ceil_div(host_cycles.numerator, host_cycles.denominator)
@@ -96,8 +127,11 @@ def map_host(op: Op, trace: Trace, hardware: Hardware, memory: Memory) -> int:
     return 1
 
 
-def chunk_elements(names: Sequence[str], trace: Trace, hardware: Hardware) -> int:
-    """Elements of one chunk when these tensors stream together; 0 if not one of each fits the buffer."""
+def chunk_elements(names: Sequence[str], trace: Trace, hardware: Hardware, fetched_bits: Mapping[str, int]) -> int:
+    """Elements of one chunk when these tensors stream together; 0 if not one of each fits the buffer.
+
+    Planned for whole tensors, also where an op works on a part of them.
+    """
     if not names:
         return 1
     if BUFFER not in hardware.buffers:
@@ -105,7 +139,7 @@ def chunk_elements(names: Sequence[str], trace: Trace, hardware: Hardware) -> in
             f"hardware {hardware.name!r} has no buffers.{BUFFER}, which vector work needs; add it to the spec"
         )
     tensors = [trace.tensor[name] for name in dict.fromkeys(names)]
-    bits = [hardware.storage_bits(t.bits) for t in tensors]
+    bits = [hardware.storage_bits(fetched_bits.get(t.name, t.bits)) for t in tensors]
     longest = max(t.elements for t in tensors)
     widest = max(b for t, b in zip(tensors, bits, strict=True) if t.elements == longest)
     limit = max(1, 8 * hardware.vector.chunk_bytes // widest)
@@ -147,19 +181,19 @@ def _moving(shares: Shares, chunk: int) -> list[Operand]:
 class _Stage:
     """One sweep on its way into the program.
 
-    ``signals``: the next sweep loads what this one stores, and has to be told.
+    ``limit``: the elements of its longest chunk. ``signals``: the next sweep loads what this one stores, and has to
+    be told.
     """
 
     def __init__(
-        self, op: Op, trace: Trace, memory: Memory, fusion: FusionPlan, sweep: Sweep, signals: bool
+        self, op: Op, trace: Trace, memory: Memory, fusion: FusionPlan, sweep: Sweep, limit: int, signals: bool
     ) -> None:
         self.trace, self.memory, self.sweep, self.signals = trace, memory, sweep, signals
         self.hardware, self.builder = memory.hardware, memory.builder
-        names = [o.tensor for o in (*sweep.loads, *sweep.stores)]
-        limit = chunk_elements(names, trace, self.hardware)
+        self.fetched_bits = _fetched_bits(op, trace)
         if not limit:
             raise MappingError(
-                f"op {op.name!r} streams {len(set(names))} operands and results together, and "
+                f"op {op.name!r} streams {len(set(_streamed(sweep)))} operands and results together, and "
                 f"buffers.{BUFFER} of hardware {self.hardware.name!r} "
                 f"({show_bytes(memory.buffer(BUFFER).size_bytes)}) is too small for one element of each; "
                 "make it larger"
@@ -217,7 +251,7 @@ class _Stage:
         for access, shares in (("read", self.operands), ("write", self.results)):
             for operand, share in shares.items():
                 tensor = self.trace.tensor[operand.tensor]
-                bits = share.at(chunk) * self.hardware.storage_bits(tensor.bits)
+                bits = share.at(chunk) * self.hardware.storage_bits(self._bits(tensor))
                 counts[f"buffer.{BUFFER}", access, tensor.role] += ceil_div(bits, word_bits)
         takes: list[tuple[int, int]] = []
         gives: list[tuple[int, int]] = []
@@ -262,7 +296,7 @@ class _Stage:
     def _transfers(self, operand: Operand, chunk: int, shares: Shares, write: bool) -> list[Transfer]:
         vector, tensor = self.hardware.vector, self.trace.tensor[operand.tensor]
         stream, words = vector.store if write else vector.load, shares[operand].at(chunk)
-        transfer = Transfer(stream, BUFFER, write, tensor.role, words, tensor.bits)
+        transfer = Transfer(stream, BUFFER, write, tensor.role, words, self._bits(tensor))
         if operand.row:
             rows, rest = divmod(words, operand.row)
             return [replace(transfer, words=n) for n in (*[operand.row] * rows, rest) if n]
@@ -272,6 +306,9 @@ class _Stage:
         goes_on = now[0] == operand and before[-1:] == [operand]
         is_continued = now[-1] == operand and after[:1] == [operand]
         return [replace(transfer, opens=not goes_on, closes=not is_continued)]
+
+    def _bits(self, tensor: Tensor) -> int:
+        return self.fetched_bits.get(tensor.name, tensor.bits)
 
     def _pool(self, name: str) -> int:
         if name in ("free", "out.free"):

@@ -38,7 +38,7 @@ from jouletrace.trace.model import (
     Trace,
 )
 
-__all__ = ["with_batch"]
+__all__ = ["Scaling", "with_batch"]
 
 GROWING: tuple[Role, ...] = ("input", "activation", "gradient", "mask")
 POLICY = "batch_axes"
@@ -53,8 +53,9 @@ def with_batch(trace: Trace, batch: int) -> Trace:
     ``batch / trace.header.batch``; parameters, their gradients and statistics keep their size. Scaling twice
     is scaling once: ``with_batch(with_batch(t, a), b) == with_batch(t, b)``.
 
-    Raises TraceError, with every place, where a count does not divide by the batch or an op mixes samples in
-    a way that is not understood.
+    Where an op runs for some samples only (``read_elements``, ``write_elements``), it runs for the same share of
+    the new batch. Raises TraceError, with every place, where a count does not divide by the batch, where a
+    loop of such a share is no whole number, or where an op mixes samples in a way that is not understood.
 
     >>> from jouletrace.trace.model import Elementwise
     >>> x, y = (Tensor(n, (8, 3), 32, "fp", r) for n, r in (("x", "input"), ("y", "buffer")))
@@ -65,7 +66,7 @@ def with_batch(trace: Trace, batch: int) -> Trace:
     """
     if batch < 1:
         raise TraceError(f"A batch of {batch} cannot be had; it has to be at least 1.")
-    scaling = _Scaling(trace, batch)
+    scaling = Scaling(trace, batch)
     ops = tuple(scaling.op(op) for op in trace.ops)
     if scaling.problems:
         raise TraceError(scaling.problems)
@@ -76,14 +77,14 @@ def with_batch(trace: Trace, batch: int) -> Trace:
     return scaled
 
 
-def _header(header: Header, batch: int, scaling: _Scaling) -> Header:
+def _header(header: Header, batch: int, scaling: Scaling) -> Header:
     policy = tuple(entry for entry in header.policy if entry[0] != POLICY)
     policy += ((POLICY, canonical(scaling.exceptions())),)
     name = re.sub(r"-b[0-9]+$", "", header.name)
     return replace(header, name=f"{name}-b{batch}", batch=batch, policy=policy)
 
 
-class _Scaling:
+class Scaling:
     """One change of batch: which tensors carry it, and every count that did not divide."""
 
     def __init__(self, trace: Trace, batch: int) -> None:
@@ -101,7 +102,15 @@ class _Scaling:
         return {name: self.axes.get(name) for name in unusual}
 
     def times(self, count: int, what: str) -> int:
-        """A count that carries the batch."""
+        """A count of an op that carries the batch, or a share of it."""
+        if count * self.new % self.old:
+            self.problems.append(f"{what} is {count}, which would be no whole number with a batch of {self.new} "
+                                 f"instead of {self.old}; it cannot be given that batch.")  # fmt: skip
+            return count
+        return count * self.new // self.old
+
+    def dimension(self, count: int, what: str) -> int:
+        """A dimension that carries the whole batch."""
         if count % self.old:
             self.problems.append(f"{what} is {count}, which the batch of {self.old} does not divide; "
                                  "it cannot be given another batch.")  # fmt: skip
@@ -119,11 +128,15 @@ class _Scaling:
             self.problems.append(f"Tensor {tensor.name!r} of shape {tensor.shape} has no dimension {axis}, "
                                  f"which has to carry the batch of {self.old}.")  # fmt: skip
             return tensor
-        size = self.times(tensor.shape[axis], f"Dimension {axis} of tensor {tensor.name!r}")
+        size = self.dimension(tensor.shape[axis], f"Dimension {axis} of tensor {tensor.name!r}")
         return replace(tensor, shape=(*tensor.shape[:axis], size, *tensor.shape[axis + 1 :]))
 
     def op(self, op: Op) -> Op:
-        nest = self.nest(op)
+        written = [
+            self.times(n, f"What op {op.name!r} computes of {name!r}") if self.grows(name) else n
+            for name, n in zip(op.writes, self.trace.elements_written(op), strict=True)
+        ]
+        nest = self.nest(op, written)
         touched = [
             self.times(n, f"What op {op.name!r} touches of {name!r}") if self.grows(name) else n
             for name, n in zip(op.reads, self.trace.elements_read(op), strict=True)
@@ -133,10 +146,13 @@ class _Scaling:
             if touched[0] == min(op.nest.rows * op.nest.width, table):
                 touched[0] = min(nest.rows * nest.width, table)
         whole = touched == [self.elements[name] for name in op.reads]
-        return replace(op, nest=nest, read_elements=() if whole else tuple(touched))
+        return replace(
+            op, nest=nest, read_elements=() if whole else tuple(touched),
+            write_elements=tuple(written) if op.write_elements else (),
+        )  # fmt: skip
 
-    def nest(self, op: Op) -> Nest:
-        """The loop nest of an op; the letters that grow follow from which operands do."""
+    def nest(self, op: Op, written: list[int]) -> Nest:
+        """The loop nest of an op that computes so much of its results; its letters grow as its operands do."""
         n, place = op.nest, f"of op {op.name!r}"
         if not any(map(self.grows, (*op.reads, *op.writes))):
             return n
@@ -148,16 +164,16 @@ class _Scaling:
             case Attention():
                 return replace(n, B=self.times(n.B, f"B {place}"))
             case Elementwise() | Rng():
-                return replace(n, elements=self.elements[op.writes[0]])
+                return replace(n, elements=written[0])
             case Copy():
-                return replace(n, elements=sum(self.elements[t] for t in op.writes))
+                return replace(n, elements=sum(written))
             case Norm():
                 elements = self.times(n.elements, f"The element count {place}")
                 if n.function.startswith("batch"):  # one set of statistics for all samples
                     return replace(n, elements=elements)
                 return replace(n, elements=elements, groups=self.times(n.groups, f"The group count {place}"))
             case Reduce():
-                return replace(n, elements=self._reduced(op, n), outputs=self.elements[op.writes[0]])
+                return replace(n, elements=self._reduced(op, n), outputs=written[0])
             case Softmax() | Loss() | Gather() | Scatter():
                 return replace(n, rows=self.times(n.rows, f"The row count {place}"))
             case Cell():

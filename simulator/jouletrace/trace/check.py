@@ -245,10 +245,16 @@ def _reading(seen: _Seen, op: Op, index: int) -> Iterator[str]:
             yield f"reads {name!r}, which no op writes and which is not an input, parameter, state or buffer"
     if op.read_elements and len(op.read_elements) != len(op.reads):
         yield f"has {len(op.read_elements)} read_elements for {len(op.reads)} reads"
-        return
-    for name, touched in zip(op.reads, op.read_elements, strict=False):
-        if name in seen.sound and not 1 <= touched <= tensors[name].elements:
-            yield f"touches {touched} elements of {name!r}, which has {tensors[name].elements}"
+    else:
+        for name, touched in zip(op.reads, op.read_elements, strict=False):
+            if name in seen.sound and not 1 <= touched <= tensors[name].elements:
+                yield f"touches {touched} elements of {name!r}, which has {tensors[name].elements}"
+    if op.read_bits and len(op.read_bits) != len(op.reads):
+        yield f"has {len(op.read_bits)} read_bits for {len(op.reads)} reads"
+    else:
+        for name, bits in zip(op.reads, op.read_bits, strict=False):
+            if name in seen.sound and not 1 <= bits <= tensors[name].bits:
+                yield f"fetches {bits} bits of each element of {name!r}, which has {tensors[name].bits}"
 
 
 def _writing(seen: _Seen, op: Op, index: int) -> Iterator[str]:
@@ -259,6 +265,12 @@ def _writing(seen: _Seen, op: Op, index: int) -> Iterator[str]:
             yield f"writes {name!r}, which op {seen.name(seen.writer[name])} has written already"
         elif name in op.writes[:position]:
             yield f"writes {name!r} twice"
+    if op.write_elements and len(op.write_elements) != len(op.writes):
+        yield f"has {len(op.write_elements)} write_elements for {len(op.writes)} writes"
+    else:
+        for name, computed in zip(op.writes, op.write_elements, strict=False):
+            if name in seen.sound and not 1 <= computed <= seen.trace.tensor[name].elements:
+                yield f"computes {computed} elements of {name!r}, which has {seen.trace.tensor[name].elements}"
 
 
 def _ordering(seen: _Seen, op: Op, index: int) -> Iterator[str]:
@@ -294,7 +306,10 @@ def _nest(seen: _Seen, op: Op, index: int) -> Iterator[str]:
     bad = list(_bad_dimensions(nest))
     yield from bad
     known = all(name in seen.sound for name in (*op.reads, *op.writes))
-    counted = len(op.read_elements) in (0, len(op.reads)) and all(n > 0 for n in op.read_elements)
+    counted = all(
+        len(part) in (0, len(names)) and all(n > 0 for n in part)
+        for names, part in ((op.reads, op.read_elements), (op.writes, op.write_elements))
+    )
     if known and counted and not bad:
         tensors = seen.trace.tensor
         reads, writes = (tuple(tensors[n] for n in names) for names in (op.reads, op.writes))

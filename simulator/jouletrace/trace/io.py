@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 FORMAT = "jouletrace-trace"
-VERSION = "1.0"
+VERSION = "1.1"
 SUFFIXES = (".jsonl.gz", ".jsonl")
 
 MAX_COMPRESSED = 64 << 20
@@ -45,6 +45,8 @@ MAX_RATIO = 200
 MAX_LINE = 1 << 20
 MAX_NODES = 5_000_000
 _CHUNK = 1 << 16
+# Fields of an op that version 1.0 does not have, by the version that added them.
+_ADDED = (("1.1", ("read_bits", "write_elements")),)
 
 
 # -- writing
@@ -64,13 +66,24 @@ def dump(trace: Trace) -> bytes:
 
 
 def _header(trace: Trace) -> dict[str, Any]:
-    header = {"format": FORMAT, "version": VERSION, **encode(trace.header)}
+    header = {"format": FORMAT, "version": _version(trace.ops), **encode(trace.header)}
     for key, text in trace.extensions:
         try:
             header[key] = parse(text)
         except FieldError as error:
             raise TraceError(f"The extension {key!r} of the header cannot be written: {error}") from None
     return header
+
+
+def _version(ops: Iterable[Op]) -> str:
+    """The oldest version that has all fields these ops use: what uses no newer one keeps its bytes."""
+    used = {name for _, names in _ADDED for op in ops for name in names if getattr(op, name)}
+    return next((version for version, names in reversed(_ADDED) if not used.isdisjoint(names)), "1.0")
+
+
+def _numbers(version: str) -> list[int]:
+    """A version for comparison."""
+    return [int(number) for number in version.split(".")]
 
 
 def _end(trace: Trace, sha256: str) -> dict[str, Any]:
@@ -317,8 +330,6 @@ class _Parser:
         known = field_names(Header)
         self.header = decode(Header, {k: v for k, v in given.items() if k in known})
         newer = {k: v for k, v in given.items() if k not in known and k != "format"}
-        if version == VERSION:
-            del newer["version"]
         self.extensions = tuple((key, canonical(newer[key])) for key in sorted(newer))
 
     def _read_tensor(self, number: int, body: Any) -> None:
@@ -351,7 +362,10 @@ class _Parser:
     def trace(self) -> Trace:
         """The trace, after the rules that look beyond one line."""
         if not self.problems and self.header is not None:
-            trace = Trace(self.header, tuple(self.tensors), tuple(self.ops), self.extensions)
+            # A version says nothing unless it is newer than the fields ask for; then it stays with the file.
+            needed = _numbers(_version(self.ops))
+            kept = tuple(e for e in self.extensions if e[0] != "version" or _numbers(parse(e[1])) > needed)
+            trace = Trace(self.header, tuple(self.tensors), tuple(self.ops), kept)
             self._check_edges(trace)
             for finding in findings(trace, typed=True):
                 self.add(self._place(finding), finding.sentence)

@@ -3,7 +3,9 @@
 A sweep over the ops in trace order, on tensors alone: tiles, buffers and fusion are a matter of the mapping.
 What exists before the step stays to its end, except that a new version of a parameter, of an optimizer state
 or of a running statistic takes the place of the old one. Everything else lives from the op that writes it to
-the last op that reads it; nothing is written in place otherwise.
+the last op that reads it; nothing is written in place otherwise. A result of which an op computes a part only
+(``write_elements``) has memory of its own, all of it: that the rest stands in the memory of another tensor is
+not followed.
 """
 
 from __future__ import annotations

@@ -89,8 +89,15 @@ class _Split:
                 result.append(self._op(op, k))
                 if k > 1:
                     result += (self._accumulate(op, name, k) for name in op.writes if name in self.summed)
-        result += (replace(op, after=tuple(self._every(op.after))) for op in self.updates)
+        result += (self._update(op) for op in self.updates)
         return tuple(result)
+
+    def _update(self, op: Op) -> Op:
+        """Runs once, after everything that it waits for; a gate's last decision comes after the others."""
+        gate = op.gate
+        if gate is not None and gate.decision in self.names:
+            gate = replace(gate, decision=_at(gate.decision, self.repeats))
+        return replace(op, after=tuple(self._every(op.after)), gate=gate)
 
     def _all(self) -> range:
         return range(1, self.repeats + 1)
@@ -103,6 +110,12 @@ class _Split:
             "gradients can be summed over micro-batches."
             for t in map(self.part.tensor.__getitem__, sorted(read))
             if t.role != "weight_gradient"
+        ]
+        problems += [
+            f"The update reads {t.name!r}, whose elements are signs; signs of micro-batches do not add up to the sign "
+            "of the sum. Take whole batches."
+            for t in map(self.part.tensor.__getitem__, sorted(read))
+            if t.format == "sign"
         ]
         if problems:
             raise TraceError(problems)

@@ -2,7 +2,9 @@
 
 Three readings are open to every kind. Operands of role mask or buffer may follow those that the kind asks for
 (indices, scales, decisions). A gradient may be a broadcast view, which holds a divisor of the elements
-asked for. An op may touch a part of a tensor (``read_elements``); then that part is what counts.
+asked for. An op may touch a part of a tensor (``read_elements``) or compute a part of one
+(``write_elements``); then that part is what counts. A convolution or matrix product whose loops are those of
+its whole result may compute any part of that result.
 """
 
 from __future__ import annotations
@@ -38,12 +40,13 @@ __all__ = ["disagreements"]
 
 @dataclass(frozen=True)
 class _Operands:
-    """The operands of one op: tensors, and how many elements of each are touched."""
+    """The operands of one op: tensors, and how many elements of each are touched or computed."""
 
     op: Op
     reads: tuple[Tensor, ...]
     touched: tuple[int, ...]
     writes: tuple[Tensor, ...]
+    computed: tuple[int, ...]
 
     def count(self, reads: int, writes: int, optional_reads: int = 0) -> Iterator[str]:
         """At least so many operands, and beyond the optional ones only masks and buffers."""
@@ -66,11 +69,17 @@ class _Operands:
                        f"its nest asks for {' or '.join(map(str, dict.fromkeys(elements)))}")  # fmt: skip
 
     def write(self, index: int, what: str, elements: int) -> Iterator[str]:
-        """Result ``index``, if there is one, has exactly so many elements."""
-        if index < len(self.writes) and self.writes[index].elements != elements:
+        """Of result ``index``, if there is one, exactly so many elements are computed."""
+        if index < len(self.writes) and (computed := self.computed[index]) != elements:
             tensor = self.writes[index]
-            yield (f"writes {tensor.name!r} of {tensor.elements} elements as its {what}; "
-                   f"its nest asks for {elements}")  # fmt: skip
+            size = f"of {tensor.elements}" if computed == tensor.elements else f"in {computed} of {tensor.elements}"
+            yield f"writes {tensor.name!r} {size} elements as its {what}; its nest asks for {elements}"
+
+    def product(self, what: str, elements: int) -> Iterator[str]:
+        """The first result is a product of so many elements, or any part of one that it holds whole."""
+        is_part = self.writes and self.computed[0] < elements == self.writes[0].elements
+        if not is_part:
+            yield from self.write(0, what, elements)
 
     def any_read(self, what: str, elements: int) -> Iterator[str]:
         if elements not in self.touched:
@@ -102,7 +111,7 @@ def _conv(o: _Operands, n: Conv) -> Iterator[str]:
     yield from o.read(1, *second)
     if len(o.reads) > 2 and o.reads[2].role not in ("mask", "buffer"):
         yield from o.read(2, "bias", bias)
-    yield from o.write(0, *result)
+    yield from o.product(*result)
 
 
 def _gemm(o: _Operands, n: Gemm) -> Iterator[str]:
@@ -115,7 +124,7 @@ def _gemm(o: _Operands, n: Gemm) -> Iterator[str]:
         yield from o.read(index, name, *((touched,) if shared else (every, one)))
     if len(o.reads) > 2 and o.reads[2].role not in ("mask", "buffer"):
         yield from o.read(2, "bias", n.N, n.M * n.N, n.B * n.M * n.N)
-    yield from o.write(0, "c", n.B * n.M * n.N)
+    yield from o.product("c", n.B * n.M * n.N)
 
 
 def _attention(o: _Operands, n: Attention) -> Iterator[str]:
@@ -190,13 +199,13 @@ def _gather(o: _Operands, n: Gather) -> Iterator[str]:
 def _scatter(o: _Operands, n: Scatter) -> Iterator[str]:
     yield from o.count(2, 1, len(o.reads))
     yield from o.any_read("indices", n.rows)
-    if o.writes and o.writes[0].elements % n.width:
-        yield f"writes {o.writes[0].name!r}, whose {o.writes[0].elements} elements are not rows of {n.width}"
+    if o.writes and o.computed[0] % n.width:
+        yield f"writes {o.writes[0].name!r}, whose {o.computed[0]} elements are not rows of {n.width}"
 
 
 def _copy(o: _Operands, n: Copy) -> Iterator[str]:
     yield from o.count(0, 1, len(o.reads))
-    if (written := sum(t.elements for t in o.writes)) != n.elements:
+    if (written := sum(o.computed)) != n.elements:
         yield f"writes {written} elements; its nest asks for {n.elements}"
 
 
@@ -208,8 +217,8 @@ def _cell(o: _Operands, n: Cell) -> Iterator[str]:
         if sum(o.touched) < gates + state:
             yield f"reads {sum(o.touched)} elements; its gates and its state have {gates + state}"
         yield from o.write(0, "state", state)
-    elif sum(t.elements for t in o.writes) < gates:
-        yield f"writes {sum(t.elements for t in o.writes)} elements; the gradient of its gates has {gates}"
+    elif sum(o.computed) < gates:
+        yield f"writes {sum(o.computed)} elements; the gradient of its gates has {gates}"
 
 
 def _update(o: _Operands, n: Update) -> Iterator[str]:
@@ -218,6 +227,7 @@ def _update(o: _Operands, n: Update) -> Iterator[str]:
     yield from o.count(2, 1, len(o.reads))
     yield from o.read(0, "parameter", n.elements)
     yield from o.read(1, "gradient", n.elements)
+    yield from o.write(0, "parameter", n.elements)
     for which, tensors in (("reads", o.reads), ("writes", o.writes)):
         if tensors and tensors[0].role != "param":
             yield f"{which} {tensors[0].name!r} of role {tensors[0].role} where its parameter is expected"
@@ -250,10 +260,15 @@ def disagreements(
 ) -> Iterator[str]:
     """Half-sentences about operands that do not fit the nest of ``op``; ``touched`` are the elements read.
 
+    How many elements of each result are computed, ``op.write_elements`` says.
+
     >>> from jouletrace.trace.model import Gemm
     >>> a, b, c = (Tensor(n, (4, 4), 32, "fp", "activation") for n in "abc")
     >>> op = Op("fc:forward", "forward", "fc", Gemm(1, 4, 4, 5), ("a", "b"), ("c",))
     >>> next(disagreements(op, (a, b), (16, 16), (c,)))
     "reads 16 elements of 'a' as its a; its nest asks for 20"
     """
-    return _RULES[type(op.nest)](_Operands(op, reads, touched, writes), op.nest)
+    if op.write_elements and len(op.write_elements) != len(writes):
+        return iter((f"has {len(op.write_elements)} write_elements for {len(writes)} writes",))
+    computed = op.write_elements or tuple(t.elements for t in writes)
+    return _RULES[type(op.nest)](_Operands(op, reads, touched, writes, computed), op.nest)

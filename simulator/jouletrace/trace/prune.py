@@ -60,7 +60,8 @@ def _without_dead_results(trace: Trace, op: Op, used: set[str]) -> Op:
     if writes == op.writes:
         return op
     for fewer in (writes, tuple(name for name in op.writes if name in (op.writes[0], *writes))):
-        smaller = replace(op, writes=fewer)
+        computed = dict(zip(op.writes, op.write_elements, strict=False))
+        smaller = replace(op, writes=fewer, write_elements=tuple(computed[n] for n in fewer) if computed else ())
         if _agrees(trace, smaller):
             return smaller
     return op
