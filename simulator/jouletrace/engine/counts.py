@@ -18,8 +18,8 @@ class OpCounts:
     """One op after execution.
 
     ``cycles`` is its span (first command's start to last command's end). ``frontier_cycles`` are the
-    cycles by which it moved the end of the step, in order of ends: they partition the step exactly, so
-    per-cycle energies can be charged to ops without a rest. ``busy`` is, per engine kind, the largest
+    cycles by which its end lies beyond the ends of all ops before it in program order: they partition the
+    step exactly, so per-cycle energies can be charged to ops without a rest. ``busy`` is, per engine kind, the largest
     busy time of one engine of that kind; ``start_cycles`` the largest sum of start costs on one engine.
     """
 
@@ -115,7 +115,7 @@ def collect(program: Program, intervals: Intervals, engine: str, events: int) ->
 
     frontier = [0] * n_ops
     reached = 0
-    for i in sorted(range(n_ops), key=lambda i: (int(end[i]), i)):
+    for i in range(n_ops):
         frontier[i] = max(0, int(end[i]) - reached)
         reached = max(reached, int(end[i]))
 

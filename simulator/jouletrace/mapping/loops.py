@@ -12,10 +12,11 @@ from typing import Literal
 
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import ChannelParallel, Hardware
+from jouletrace.mapping.fusion import NARROWING
 from jouletrace.mapping.transfer import ceil_div
-from jouletrace.trace.model import Conv, Gemm, Op, Trace
+from jouletrace.trace.model import Conv, Elementwise, Gemm, Op, Tensor, Trace
 
-__all__ = ["Loops", "loops"]
+__all__ = ["Loops", "loops", "unpadded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,15 @@ def _under(tile: int, span: int, step: tuple[int, int]) -> int:
     return ((tile - 1) * numerator + span - 1) // denominator + 1
 
 
+def unpadded(tensor: Tensor, trace: Trace) -> bool:
+    """Whether a tensor has only the channels that it really has: data of the step, and narrower copies of it."""
+    while (writer := trace.writer.get(tensor.name)) is not None:
+        if not isinstance(writer.nest, Elementwise) or writer.nest.function not in NARROWING:
+            return False
+        tensor = trace.tensor[writer.reads[0]]
+    return tensor.role == "input"
+
+
 def loops(op: Op, trace: Trace, hardware: Hardware) -> Loops:
     """The loops of a conv or gemm op; ``MappingError`` for any other kind."""
     array = hardware.array
@@ -105,5 +115,5 @@ def loops(op: Op, trace: Trace, hardware: Hardware) -> Loops:
     return Loops(
         c.role, groups, pack, c.N, pack * c.K, pack * c.C, c.OY, c.OX, (c.R, c.S), span,
         ((c.stride[0], 1), (c.stride[1], 1)), c.IY, c.IX, c.OY, c.OX, passes, c.macs,
-        (x.bits, w.bits, out.bits), (x.role, w.role, out.role), x.role == "input",
+        (x.bits, w.bits, out.bits), (x.role, w.role, out.role), unpadded(x, trace),
     )  # fmt: skip

@@ -29,7 +29,8 @@ class Transfer:
     """One contiguous transfer on one stream: ``words`` elements of ``bits`` each.
 
     ``opens`` and ``closes`` say whether a contiguous run of transfers begins or ends here; a stream that
-    restarts at every transfer ignores them.
+    restarts at every transfer ignores them. ``coded_bytes``: the bytes in DRAM, where what is there is coded and the
+    buffer holds it decoded.
     """
 
     stream: str
@@ -40,6 +41,7 @@ class Transfer:
     bits: int
     opens: bool = True
     closes: bool = True
+    coded_bytes: int | None = None
 
 
 class Memory:
@@ -112,10 +114,14 @@ class Memory:
         return self.hardware.storage_bits(transfer.bits)
 
     def _size_bytes(self, transfer: Transfer) -> int:
-        return ceil_div(transfer.words * self._bits(transfer), 8)
+        return ceil_div(self._size_bits(transfer), 8)
+
+    def _size_bits(self, transfer: Transfer) -> int:
+        coded = transfer.coded_bytes
+        return transfer.words * self._bits(transfer) if coded is None else 8 * coded
 
     def _stream_cycles(self, transfer: Transfer) -> int:
-        width = ceil_div(transfer.words * self._bits(transfer), self.stream(transfer.stream).width_bits)
+        width = ceil_div(self._size_bits(transfer), self.stream(transfer.stream).width_bits)
         if self._shared:
             return width
         share = self._bytes_per_cycle / len(self.hardware.streams)

@@ -1,8 +1,7 @@
-"""Small training steps for property tests, valid by construction, and Hypothesis strategies that draw them.
+"""Training steps written layer by layer, as a framework would run them.
 
-:class:`Step` writes a step layer by layer, as a framework would run it: forward, backward with the gradients
-of a tensor that is used twice added up, one update per parameter. It knows nothing of the capture code, so
-the two can be held against each other. :func:`traces` draws the layers and shrinks to the smallest network.
+Forward, backward with the gradients of a tensor that is used twice added up, one update per parameter. Nothing
+here knows the code that captures real steps, so the two can be held against each other.
 """
 
 from __future__ import annotations
@@ -11,14 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import prod
 
-from hypothesis import strategies as st
-
 from jouletrace.trace.model import (
     Cell,
     Conv,
     Copy,
     Elementwise,
-    Gate,
     Gather,
     Gemm,
     Header,
@@ -33,27 +29,41 @@ from jouletrace.trace.model import (
     Role,
     Scatter,
     Softmax,
-    Sync,
     Tensor,
     Trace,
     Update,
 )
 
-__all__ = ["OPTIMIZERS", "Step", "gated", "image_traces", "recurrent_traces", "sequence_traces", "traces"]
+__all__ = ["OPTIMIZERS", "Result", "Step"]
+
+# A result in the making: what its name ends in, its shape, its role.
+Result = tuple[str, Sequence[int], Role]
 
 # Per rule: its states, and operations per element.
 OPTIMIZERS = {"sgd": ((), 2), "sgd_momentum": (("momentum",), 4), "adam": (("exp_avg", "exp_avg_sq"), 12)}
 
 
 class Step:
-    """A training step in the making. Layers take and return names of tensors."""
+    """A training step in the making. Layers take and return names of tensors; :meth:`trace` is the step.
+
+    ``batch`` is the number of samples, ``optimizer`` one of :data:`OPTIMIZERS`. A layer that is used again under the
+    same name shares its parameters.
+
+    >>> step = Step("small", batch=2)
+    >>> x = step.conv("conv1", step.given("images", (2, 3, 8, 8), "input"), channels=4)
+    >>> step.loss(step.linear("fc", step.function("relu", "relu", x), 10), classes=10)
+    >>> trace = step.trace()
+    >>> len(trace.ops), trace.ops[0].name, trace.macs
+    (13, 'conv1.conv:forward', 43008)
+    """
 
     def __init__(self, name: str, batch: int, optimizer: str = "sgd_momentum") -> None:
-        self.header = Header(f"{name}-b{batch}", batch, optimizer, "cross_entropy", (("tool", "generators"),))
+        self.header = Header(f"{name}-b{batch}", batch, optimizer, "cross_entropy", (("tool", "jouletrace.testing"),))
         self.batch = batch
         self.tensors: dict[str, Tensor] = {}
         self.ops: dict[str, Op] = {}
         self.gradients: dict[str, list[str]] = {}
+        self.latest: dict[str, str] = {}  # running statistics: their last version
         self.backward: list[Callable[[], None]] = []
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -67,9 +77,14 @@ class Step:
         self.tensors.setdefault(name, Tensor(name, tuple(shape), bits, "int" if bits == 64 else "fp", role))
         return name
 
+    def state(self, name: str, shape: Sequence[int]) -> str:
+        """The latest version of a statistic that every use of its layer replaces."""
+        return self.latest.get(name) or self.given(name, shape, "buffer")
+
     def op(self, what: str, phase: Phase, nest: Nest, reads: Sequence[str],
-           *writes: tuple[str, Sequence[int], Role], touched: Sequence[int] = ()) -> list[str]:  # fmt: skip
+           *writes: Result, touched: Sequence[int] = ()) -> list[str]:  # fmt: skip
         """Appends one op of the layer ``what`` begins with; returns the names of its results."""
+        what = what.lstrip(".")  # of the network itself, whose layer path is empty
         name, repeat = f"{what}:{phase}", 1
         while name in self.ops:
             repeat += 1
@@ -184,6 +199,21 @@ class Step:
         self.backward.append(backward)
         return y
 
+    def scale(self, layer: str, x: str, weights: str) -> str:
+        """Every map of x times its own weight, of shape (N, C, 1, 1)."""
+        n, what = self.elements(x), f"{layer}.mul"
+        nest = Elementwise("mul_backward", n)
+        y, = self.op(what, "forward", Elementwise("mul", n), (x, weights), ("y", self.shape(x), "activation"))
+
+        def backward() -> None:
+            gy = self.gradient(y)
+            self.pull(x, what, nest, gy, weights)
+            product, = self.op(what, "backward_data", nest, (gy, x), ("product", self.shape(x), "gradient"))
+            self.pull(weights, f"{layer}.sum", Reduce("sum", n, self.elements(weights)), product)
+
+        self.backward.append(backward)
+        return y
+
     def dropout(self, layer: str, x: str) -> str:
         shape, n, what = self.shape(x), self.elements(x), f"{layer}.mul"
         mask, = self.op(f"{layer}.random", "forward", Rng(n), (), ("mask", shape, "mask"))
@@ -199,28 +229,31 @@ class Step:
         nest = Norm(function, self.elements(x), width if function == "batch" else self.elements(x) // width)
         w, b = (self.given(f"{layer}.{p}", (width,), "param") for p in ("weight", "bias"))
         names = ("running_mean", "running_var") if function == "batch" else ()
-        running = [self.given(f"{layer}.{name}", (width,), "buffer") for name in names]
-        results = [(name, (nest.groups,), "buffer") for name in ("mean", "invstd", *names)]
-        reads, result = (x, w, b, *running), ("y", shape, "activation")
-        y, mean, invstd, *_ = self.op(what, "forward", nest, reads, result, *results)
+        running = [self.state(f"{layer}.{name}", (width,)) for name in names]
+        results: list[Result] = [(name, (nest.groups,), "buffer") for name in ("mean", "invstd", *names)]
+        y, mean, invstd, *latest = self.op(
+            what, "forward", nest, (x, w, b, *running), ("y", shape, "activation"), *results
+        )
+        self.latest.update(zip((f"{layer}.{name}" for name in names), latest, strict=True))
 
         def backward() -> None:
-            results = [("gx", shape, "gradient"), *((g, (width,), "weight_gradient") for g in ("gw", "gb"))]
+            results: list[Result] = [(g, (width,), "weight_gradient") for g in ("gw", "gb")]
             reads = (self.gradient(y), x, w, mean, invstd)
-            gradients = self.op(what, "backward_data", nest, reads, *results)
+            gradients = self.op(what, "backward_data", nest, reads, ("gx", shape, "gradient"), *results)
             for operand, gradient in zip((x, w, b), gradients, strict=True):
                 self.give(operand, gradient)
 
         self.backward.append(backward)
         return y
 
-    def pool(self, layer: str, function: str, x: str, kernel: int) -> str:
+    def pool(self, layer: str, function: str, x: str, kernel: int | tuple[int, int]) -> str:
         """Pooling whose windows touch but do not overlap; rows and columns that are left over are dropped."""
         N, C, IY, IX = self.shape(x)
-        OY, OX = IY // kernel, IX // kernel
+        R, S = (kernel, kernel) if isinstance(kernel, int) else kernel
+        OY, OX = IY // R, IX // S
         what = f"{layer}.{function}"
-        nest = Pool(function, N, C, IY, IX, OY, OX, kernel, kernel, (kernel, kernel))
-        extra = [("indices", (N, C, OY, OX), "mask")] if function == "max" else []
+        nest = Pool(function, N, C, IY, IX, OY, OX, R, S, (R, S))
+        extra: list[Result] = [("indices", (N, C, OY, OX), "mask")] if function == "max" else []
         y, *indices = self.op(what, "forward", nest, (x,), ("y", (N, C, OY, OX), "activation"), *extra)
         self.backward.append(lambda: self.pull(x, what, nest, self.gradient(y), *indices))
         return y
@@ -265,13 +298,14 @@ class Step:
         """The pointwise part of one time step: reads gates and c, writes h and the new c."""
         nest, what = Cell("lstm", batch, hidden), f"{layer}.cell"
         widths = (("h", hidden), ("c", hidden), ("all", 4 * hidden))
-        results = [(name, (batch, width), "activation") for name, width in widths]
+        results: list[Result] = [(name, (batch, width), "activation") for name, width in widths]
         h, new_c, kept = self.op(what, "forward", nest, (*gates, c), *results)
 
         def backward() -> None:
             incoming = [self.gradient(s) for s in (h, new_c) if s in self.gradients]
-            results = [("ggates", (batch, 4 * hidden), "gradient"), ("gc", (batch, hidden), "gradient")]
-            wanted = results if self.needs(c) else results[:1]
+            wanted: list[Result] = [("ggates", (batch, 4 * hidden), "gradient")]
+            if self.needs(c):
+                wanted.append(("gc", (batch, hidden), "gradient"))
             gradients = self.op(what, "backward_data", nest, (*incoming, c, kept), *wanted)
             for operand in gates:
                 self.give(operand, gradients[0])
@@ -286,7 +320,7 @@ class Step:
         rows = self.elements(x) // classes
         labels = self.given("labels", (rows,), "input", 64)
         nest = Loss("cross_entropy", rows, classes)
-        results = [("loss", (), "buffer"), ("log_probabilities", self.shape(x), "activation")]
+        results: list[Result] = [("loss", (), "buffer"), ("log_probabilities", self.shape(x), "activation")]
         _, kept = self.op("cross_entropy", "forward", nest, (x, labels), *results)
         self.backward.append(lambda: self.pull(x, "cross_entropy", nest, kept, labels))
 
@@ -297,125 +331,11 @@ class Step:
         states, flops = OPTIMIZERS[self.header.optimizer]
         for w in [t for t in self.tensors.values() if t.role == "param"]:
             old = [self.given(f"{w.name}.{s}", w.shape, "optimizer_state") for s in states]
-            new = [("param", w.shape, "param"), *((s, w.shape, "optimizer_state") for s in states)]
+            new: list[Result] = [(s, w.shape, "optimizer_state") for s in states]
             nest = Update(self.header.optimizer, w.elements, flops)
-            self.op(w.name, "update", nest, (w.name, self.gradient(w.name), *old), *new)
+            reads = (w.name, self.gradient(w.name), *old)
+            self.op(w.name, "update", nest, reads, ("param", w.shape, "param"), *new)
         forward = {t for op in self.ops.values() if op.phase == "forward" for t in (*op.reads, *op.writes)}
         saved = {t for op in self.ops.values() if op.phase.startswith("backward") for t in op.reads} & forward
         tensors = tuple(replace(t, saved=t.name in saved) for t in self.tensors.values())
         return Trace(self.header, tensors, tuple(self.ops.values()))
-
-
-# -- networks
-
-
-def _conv_norm_relu(step: Step, layer: str, x: str, size: int) -> str:
-    return step.function(layer, "relu", step.norm(layer, "batch", step.conv(layer, x, size)))
-
-
-def _residual(step: Step, layer: str, x: str, size: int) -> str:
-    y = step.conv(f"{layer}.1", x, step.shape(x)[1])
-    y = step.norm(f"{layer}.2", "batch", y)
-    return step.function(layer, "relu", step.add(layer, y, x))
-
-
-def _inverted(step: Step, layer: str, x: str, size: int) -> str:
-    """An inverted residual: 1×1 up, 3×3 depthwise, 1×1 down."""
-    channels = step.shape(x)[1]
-    y = step.function(layer, "relu6", step.conv(f"{layer}.up", x, 2 * channels, 1))
-    y = step.conv(f"{layer}.depthwise", y, 2 * channels, 3, groups=2 * channels)
-    return step.add(layer, step.conv(f"{layer}.down", y, channels, 1), x)
-
-
-def _grouped(step: Step, layer: str, x: str, size: int) -> str:
-    channels = step.shape(x)[1]
-    return step.conv(layer, x, channels * size, 3, 2, channels)
-
-
-def _max_pool(step: Step, layer: str, x: str, size: int) -> str:
-    return step.pool(layer, "max", x, 2 if min(step.shape(x)[2:]) > 1 else 1)
-
-
-def _image_dropout(step: Step, layer: str, x: str, size: int) -> str:
-    return step.dropout(layer, x)
-
-
-def _attention(step: Step, layer: str, x: str, size: int) -> str:
-    """One head with explicit products over (N, T, D), and the residual around it."""
-    N, T, D = step.shape(x)
-    q, k, v = (step.linear(f"{layer}.{name}", x, D) for name in "qkv")
-    scores = step.function(layer, "scale", step.product(f"{layer}.qk", q, k, Gemm(N, T, T, D, tb=True)))
-    y = step.product(f"{layer}.av", step.softmax(layer, scores), v, Gemm(N, T, D, T))
-    return step.add(layer, x, y)
-
-
-def _feed_forward(step: Step, layer: str, x: str, size: int) -> str:
-    y = step.linear(f"{layer}.up", step.norm(layer, "layer", x), size * 2)
-    y = step.linear(f"{layer}.down", step.function(layer, "gelu", y), step.shape(x)[-1])
-    return step.add(layer, x, y)
-
-
-_IMAGE_BLOCKS = (_conv_norm_relu, _residual, _inverted, _grouped, _max_pool, _image_dropout)
-_SEQUENCE_BLOCKS = (_feed_forward, _attention)
-
-
-@st.composite
-def image_traces(draw: st.DrawFn, max_blocks: int = 2) -> Trace:
-    """A convolution, up to ``max_blocks`` blocks, global pooling or none, a classifier."""
-    batch, channels, size = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 6))
-    step = Step("images", batch, draw(st.sampled_from(sorted(OPTIMIZERS))))
-    x = step.given("images", (batch, channels, size, size + draw(st.integers(0, 1))), "input")
-    x = step.conv("stem", x, draw(st.integers(1, 3)), draw(st.sampled_from([1, 3])))
-    for index in range(max_blocks):
-        if block := draw(st.sampled_from((None, *_IMAGE_BLOCKS))):
-            x = block(step, f"block{index}", x, draw(st.integers(1, 3)))
-    rows, columns = step.shape(x)[2:]
-    if rows == columns and draw(st.booleans()):
-        x = step.pool("pool", "average", x, rows)
-    classes = draw(st.integers(2, 4))
-    step.loss(step.linear("fc", x, classes), classes)
-    return step.trace()
-
-
-@st.composite
-def sequence_traces(draw: st.DrawFn, max_blocks: int = 1) -> Trace:
-    """An embedding, then up to ``max_blocks`` attention or feed-forward blocks, and a classifier."""
-    batch, length, width = draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(1, 4))
-    step = Step("tokens", batch, draw(st.sampled_from(sorted(OPTIMIZERS))))
-    tokens = step.given("tokens", (batch, length), "input", 64)
-    x = step.embedding("embedding", tokens, draw(st.integers(2, 20)), width)
-    for index in range(max_blocks):
-        if block := draw(st.sampled_from((None, *_SEQUENCE_BLOCKS))):
-            x = block(step, f"block{index}", x, draw(st.integers(1, 3)))
-    classes = draw(st.integers(2, 4))
-    step.loss(step.linear("fc", x, classes), classes)
-    return step.trace()
-
-
-@st.composite
-def recurrent_traces(draw: st.DrawFn) -> Trace:
-    """An embedding, one or two time steps of an LSTM, time-major, and a classifier of its last output."""
-    batch, length, width = draw(st.integers(1, 4)), draw(st.integers(1, 2)), draw(st.integers(1, 4))
-    step = Step("words", batch, draw(st.sampled_from(sorted(OPTIMIZERS))))
-    tokens = step.given("tokens", (length, batch), "input", 64)
-    x = step.embedding("embedding", tokens, draw(st.integers(2, 20)), width)
-    classes = draw(st.integers(2, 4))
-    step.loss(step.linear("fc", step.lstm("lstm", x, draw(st.integers(1, 3))), classes), classes)
-    return step.trace()
-
-
-@st.composite
-def gated(draw: st.DrawFn, steps: st.SearchStrategy[Trace]) -> Trace:
-    """A step one of whose layers waits for a decision, which is its first op."""
-    trace = draw(steps)
-    decision = Op("decide:forward", "forward", "", Sync("decision"), (), ())
-    layer = draw(st.sampled_from(sorted({op.layer for op in trace.ops})))
-    gate = Gate("block", layer or "root", decision.name)
-    ops = (replace(op, gate=gate, after=(decision.name,)) if op.layer == layer else op for op in trace.ops)
-    return replace(trace, ops=(decision, *ops))
-
-
-def traces(*, gates: bool = False) -> st.SearchStrategy[Trace]:
-    """Any of the steps of this module, of 8 to about 50 ops; with ``gates`` some have a gated layer."""
-    steps = image_traces() | sequence_traces() | recurrent_traces()
-    return steps | gated(steps) if gates else steps

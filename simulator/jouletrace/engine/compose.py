@@ -1,0 +1,319 @@
+"""The composing engine: the cycles of a whole run of iterations, each with its own choices, exactly.
+
+Every iteration begins with all engines idle and ends with a barrier, so it depends on its own choices only. All
+iterations go through the step side by side. What an iteration has done so far is a *seam*: the few cycles on which the
+rest can depend (:mod:`jouletrace.engine.seams`). Equal seams are stored once, and only what is distinct is computed. An
+op is executed by the same recurrence as in the compiled engine, once for every distinct way in which its engines and
+credits can be ready.
+
+The result holds what can be summed: the cycles of every iteration, and sums over iterations for every slot and variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jouletrace.engine.check import check
+from jouletrace.engine.family import ABSENT, Family, OpProgram
+from jouletrace.engine.recurrence import Integers, Tables, advance, clocks, kernel, survey, tables
+from jouletrace.engine.seams import NEVER, Use, settle, structure
+from jouletrace.errors import MappingError, UsageError
+from jouletrace.mapping.program import Command, OpInfo, Program, Sequence32
+
+__all__ = ["Composed", "compose"]
+
+Choices = NDArray[np.int16]
+Sums = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """A finished run. ``cycles`` is int64[iterations].
+
+    The others are sums over iterations per slot and variant: how often it occurred, and its end, its span (first start
+    to last end) and its frontier cycles, as the engines define them. A variant without commands has 0 of all cycles.
+    """
+
+    cycles: Integers
+    occurrences: Sums
+    end_cycles: Sums
+    span_cycles: Sums
+    frontier_cycles: Sums
+
+
+def compose(family: Family, choice: Choices, *, progress: Callable[[int, int], None] | None = None) -> Composed:
+    """Executes ``choice[iteration, slot]``, a variant or -1 for absent, for all iterations.
+
+    Each iteration takes the cycles of its :func:`~jouletrace.engine.family.concatenate`. ``progress`` is called now and
+    then with the slots done and the slots in all. A choice in Fortran order saves a copy.
+
+    Raises UsageError for choices that do not exist and for ops that do not return the credits they take, and
+    MappingError for commands that break the rules of a program.
+
+    >>> from jouletrace.engine.family import Slot, split
+    >>> from jouletrace.mapping.program import OpInfo, ProgramBuilder
+    >>> builder = ProgramBuilder("toy")
+    >>> a, b = builder.engine("a", "dma"), builder.engine("b", "array")
+    >>> for engine, cycles in ((a, 5), (b, 3), (a, 4)):
+    ...     with builder.op(OpInfo("op", "layer", "forward", "conv", macs=0)):
+    ...         builder.emit([builder.command("work", [(engine, cycles)])])
+    >>> program = builder.build()
+    >>> slots = [Slot((part,), after, instead) for part, after, instead in
+    ...          zip(split(program), [(), (0,), (1,)], [(), (0,), ()])]
+    >>> family = Family(tuple(slots), program.engines, program.pools, program.ops)
+    >>> compose(family, np.array([[0, 0, 0], [0, -1, 0], [-1, 0, -1]], dtype=np.int16)).cycles.tolist()
+    [12, 9, 3]
+    """
+    _check(family, choice)
+    run = _Run(family, choice)
+    k = 0
+    while k < len(family.slots):
+        if progress is not None:
+            progress(k, len(family.slots))
+        k = run.go_on(k)
+    if progress is not None:
+        progress(k, k)
+    return run.result()
+
+
+def _check(family: Family, choice: Choices) -> None:
+    """Raises UsageError for what :func:`compose` cannot mean."""
+    problems: list[str] = []
+    n = len(family.slots)
+    if len(family.ops) != n:
+        problems.append(f"the family has {n} slots and {len(family.ops)} ops; give each slot its op")
+    for j, slot in enumerate(family.slots):
+        if any(not 0 <= a < j for a in (*slot.after, *slot.instead)):
+            problems.append(f"slot {j} awaits slots that are not before it; name slots from 0 to {j - 1}")
+    if choice.ndim != 2 or choice.shape[1] != n or choice.dtype.kind != "i":
+        problems.append(f"choice is {choice.dtype}{list(choice.shape)}; it must be integers [iterations, {n}]")
+    elif choice.size:
+        least, most = choice.min(axis=0), choice.max(axis=0)
+        problems += [
+            f"slot {j} has {len(slot.variants)} variants, and the choices reach from {least[j]} to {most[j]}; "
+            f"choose from {ABSENT} (absent) to {len(slot.variants) - 1}"
+            for j, slot in enumerate(family.slots)
+            if least[j] < ABSENT or most[j] >= len(slot.variants)
+        ]
+    if problems:
+        raise UsageError(problems)
+    parts = list(dict.fromkeys(part for slot in family.slots for part in slot.variants))
+    for part in parts:
+        if any(c.op or c.after for c in part.commands):
+            raise UsageError("an OpProgram has commands of several ops, or that await ops; make it with split")
+        check(_program(family, part.commands, part.sequence))
+    # Together: one driver takes from a pool, whatever the op, and one gives.
+    together = tuple(command for part in parts for command in part.commands)
+    check(_program(family, together, np.zeros(0, dtype=np.int32)))
+    # The sum of all variants bounds every cycle of a step; a quarter of 64 bits leaves room for NEVER.
+    serial = {part: sum(c.cycles * int(n) for c, n in zip(part.commands, part.repeats, strict=True)) for part in parts}
+    if 4 * sum(serial[part] for slot in family.slots for part in slot.variants) >= 2**63:
+        raise MappingError("the ops take more cycles than 64 bits can count; split the step")
+
+
+def _program(family: Family, commands: tuple[Command, ...], sequence: Sequence32) -> Program:
+    ops = (OpInfo("op", "", "forward", "", 0),)
+    return Program("family", family.engines, family.pools, ops, commands, sequence)
+
+
+class _Part:
+    """An OpProgram with everything needed to execute it; its terms are those of its engines and pools."""
+
+    def __init__(self, part: OpProgram, family: Family, first_term: list[int]) -> None:
+        self.of: Tables = tables(part.commands)
+        self.sequence = part.sequence.view()
+        self.sequence.setflags(write=False)
+        self.family = family
+        self.engines = sorted({engine for c in part.commands for engine, _ in c.holds})
+        self.pools = sorted({pool for c in part.commands for pool, _ in (*c.takes, *c.gives)})
+        self.terms = np.array(
+            [*self.engines, *(t for p in self.pools for t in range(first_term[p], first_term[p + 1]))], dtype=np.int64
+        )
+        credits = np.array([pool.credits for pool in family.pools], dtype=np.int64)
+        level = credits.copy()
+        self.ring_size = np.maximum(credits, 1)
+        left = np.array([len(self.sequence)], dtype=np.int64)
+        stuck = kernel(survey)(self.sequence, self.of, level, left, self.ring_size)
+        self.problem = ""
+        if stuck >= 0:
+            name = part.commands[int(self.sequence[stuck])].name
+            self.problem = f"takes credits at command {stuck} ({name!r}) that none of its earlier commands has given"
+        elif (level != credits).any():
+            pool = family.pools[int(np.flatnonzero(level != credits)[0])]
+            self.problem = f"does not leave {pool.name!r} with the {pool.credits} credits that it started with"
+        self._memory: dict[bytes, tuple[Integers, int, int]] = {}
+
+    def execute(self, ready: Integers) -> tuple[Integers, int, int]:
+        """The terms behind the op, its first start and its last end, if its terms are ``ready`` before it."""
+        key = ready.tobytes()
+        if key not in self._memory:
+            self._memory[key] = self._execute(ready)
+        return self._memory[key]
+
+    def _execute(self, ready: Integers) -> tuple[Integers, int, int]:
+        pools = self.family.pools
+        now = clocks(pools, self.ring_size, len(self.family.engines), 1)
+        now.free[self.engines] = ready[: len(self.engines)]
+        term = len(self.engines)
+        for p in self.pools:
+            credits, entry = pools[p].credits, int(now.ring_at[p])
+            now.ring_cycle[entry : entry + credits] = ready[term : term + credits]
+            now.ring_credits[entry : entry + credits] = 1
+            now.filled[p] = credits
+            term += credits
+        start = np.zeros(len(self.sequence), dtype=np.int64)
+        kernel(advance)(self.sequence, self.of, now, start)
+        behind = [now.free[self.engines]]
+        for p in self.pools:
+            rows: Integers = now.ring_at[p] + (now.head[p] + np.arange(int(now.filled[p]))) % self.ring_size[p]
+            behind.append(np.repeat(now.ring_cycle[rows], now.ring_credits[rows]))
+        return np.concatenate(behind), int(start.min()), int(now.op_end[0])
+
+
+class _Run:
+    """The seams between slot k - 1 and slot k, and which of them every iteration has reached."""
+
+    def __init__(self, family: Family, choice: Choices) -> None:
+        self.family = family
+        self.iterations = len(choice)
+        # choices of one slot, one after the other in memory
+        self.choice = np.ascontiguousarray(choice.T)
+        self.variants = [len(slot.variants) for slot in family.slots]
+        first_term = np.cumsum([len(family.engines), *(pool.credits for pool in family.pools)]).tolist()
+        distinct: dict[OpProgram, _Part] = {}
+        self.parts = [
+            [distinct.setdefault(v, _Part(v, family, first_term)) if v not in distinct else distinct[v]
+             for v in slot.variants]
+            for slot in family.slots
+        ]  # fmt: skip
+        problems = {
+            f"an op at slot {j} ({family.ops[j].name!r}) {part.problem}; only ops that give back what they take compose"
+            for j, some in enumerate(self.parts) for part in some if part.problem
+        }  # fmt: skip
+        if problems:
+            raise UsageError(sorted(problems))
+        pools = len(family.pools)
+        resource = [*range(len(family.engines))]
+        for p in range(pools):
+            resource += [len(family.engines) + p] * (first_term[p + 1] - first_term[p])
+        self.terms = len(resource)
+        self.steady = [bool((some == some[:1]).all()) for some in self.choice]
+        self.structure = structure(
+            family.after, family.instead, [self._uses(j) for j in range(len(family.slots))],
+            np.array(resource, dtype=np.int64), len(family.engines), len(family.engines) + pools,
+        )  # fmt: skip
+        self.seams = np.zeros((1, self.terms + len(family.slots) + 1), dtype=np.int64)
+        self.at = np.zeros(self.iterations, dtype=np.int64)  # seam of every iteration
+        self.base = np.zeros(self.iterations, dtype=np.int64)  # cycle from which its seam counts
+        self.occurrences = [[0] * n for n in self.variants]
+        self.sums = [[[0] * n for n in self.variants] for _ in range(3)]  # end, span, frontier
+
+    def _uses(self, j: int) -> list[Use]:
+        """What slot j does in the choices that occur."""
+        found: list[Use] = []
+        for v in range(ABSENT, self.variants[j]):
+            if not (self.choice[j, : 1 if self.steady[j] else None] == v).any():
+                continue
+            if v == ABSENT:
+                found.append(Use(True, frozenset(), frozenset()))
+                continue
+            commands = self.family.slots[j].variants[v].commands
+            held = frozenset(tuple(sorted(engine for engine, _ in c.holds)) for c in commands)
+            taken = {len(self.family.engines) + pool for c in commands for pool, _ in c.takes}
+            found.append(Use(False, held, frozenset({engine for team in held for engine in team} | taken)))
+        return found
+
+    def go_on(self, k: int) -> int:
+        """Executes the slots from k on up to the next that tells more iterations apart; returns that one."""
+        label, labels, end = self._stretch(k)
+        pair, first = _dense(self.at * labels + label, len(self.seams) * labels)
+        pairs = len(first)
+        seams = self.seams[self.at[first]]
+        often = np.bincount(pair, minlength=pairs).tolist()
+        since = _grouped(self.base, pair, pairs)
+        for p in range(pairs):
+            seam = seams[p]
+            for j in range(k, end):
+                v = int(self.choice[j, first[p]])
+                if v == ABSENT:
+                    seam[self.terms + j] = self._awaited(seam, self.family.instead[j])
+                    continue
+                self.occurrences[j][v] += often[p]
+                done = self._execute(seam, j, v)
+                if done is not None:
+                    start, stop, frontier = done
+                    self.sums[0][j][v] += since[p] + often[p] * stop
+                    self.sums[1][j][v] += often[p] * (stop - start)
+                    self.sums[2][j][v] += often[p] * frontier
+        shift = np.zeros(pairs, dtype=np.int64)
+        kernel(settle)(seams, end, self.structure, shift)
+        self.base += shift[pair]
+        known: dict[bytes, int] = {}
+        into = np.array([known.setdefault(seam.tobytes(), len(known)) for seam in seams], dtype=np.int64)
+        self.seams = np.frombuffer(b"".join(known), dtype=np.int64).reshape(len(known), seams.shape[1])
+        self.at = into[pair]
+        return end
+
+    def _stretch(self, k: int) -> tuple[Integers, int, int]:
+        """A label per iteration such that equal labels choose alike from slot k up to the returned one."""
+        label, labels, like = np.zeros(self.iterations, dtype=np.int64), 1, -1
+        end = k
+        while end < len(self.family.slots):
+            if not self.steady[end] and not (like >= 0 and np.array_equal(self.choice[end], self.choice[like])):
+                n = self.variants[end] + 1
+                finer, found = _dense(label * n + self.choice[end] + 1, labels * n)
+                if end > k and len(found) > labels:
+                    break
+                label, labels, like = finer, len(found), end
+            end += 1
+        return label, labels, end
+
+    def _awaited(self, seam: Integers, slots: tuple[int, ...]) -> int:
+        return max((int(seam[self.terms + a]) for a in slots), default=NEVER)
+
+    def _execute(self, seam: Integers, j: int, v: int) -> tuple[int, int, int] | None:
+        """Advances a seam in place; the start, end and frontier cycles of the op, or None if it has no commands."""
+        part = self.parts[j][v]
+        after = self._awaited(seam, self.family.after[j])
+        if not len(part.sequence):
+            seam[self.terms + j] = after
+            return None
+        ready = np.maximum(seam[part.terms], after)  # every command of the op waits for this
+        least = int(ready.min())
+        behind, start, stop = part.execute(ready - least)
+        seam[part.terms] = behind + least
+        start, stop = start + least, stop + least
+        seam[self.terms + j] = stop
+        frontier = max(0, stop - int(seam[-1]))
+        seam[-1] += frontier
+        return start, stop, frontier
+
+    def result(self) -> Composed:
+        ends, spans, frontiers = (tuple(tuple(row) for row in some) for some in self.sums)
+        cycles = self.base + self.seams[self.at, -1]
+        return Composed(cycles, tuple(tuple(row) for row in self.occurrences), ends, spans, frontiers)
+
+
+def _dense(keys: Integers, bound: int) -> tuple[Integers, Integers]:
+    """Keys below a bound, numbered without gaps, and where one of each stands."""
+    where = np.full(bound, -1, dtype=np.int64)
+    where[keys] = np.arange(len(keys))
+    found = np.flatnonzero(where >= 0)
+    first = where[found]
+    where[found] = np.arange(len(found))
+    return where[keys], first
+
+
+def _grouped(values: Integers, group: Integers, groups: int) -> list[int]:
+    """Exact sums of non-negative integers per group, in limbs whose sums a float holds exactly."""
+    total, shift = [0] * groups, 0
+    left = values
+    while left.any():
+        limb = np.bincount(group, weights=left & 0xFFFFF, minlength=groups)
+        total = [t + (int(part) << shift) for t, part in zip(total, limb.tolist(), strict=True)]
+        left, shift = left >> 20, shift + 20
+    return total

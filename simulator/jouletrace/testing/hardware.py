@@ -1,0 +1,93 @@
+"""A Hypothesis strategy that draws accelerators: the shipped ones with some values set otherwise, always valid.
+
+Nothing drawn is larger than what ships, so that everything fits its board.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import lru_cache
+
+from hypothesis import strategies as st
+
+from jouletrace.hardware.load import list_hardware, load_hardware
+from jouletrace.hardware.spec import ChannelParallel, Hardware
+
+__all__ = ["hardware_specs"]
+
+# Each draws the overrides of one matter; values that have to agree are set together.
+_ANYWHERE = (
+    ("clock=50 MHz",),
+    ("clock=200 MHz",),
+    ("dram.bandwidth=1 GB/s",),
+    ("dram.bandwidth=2.5 GB/s",),
+    ("dram.efficiency=0.5",),
+    ("dram.efficiency=1",),
+    ("dram.port=stream_share",),
+    ("dram.port=program_order",),
+    ("vector.lanes=1",),
+    ("vector.lanes=3",),
+    ("vector.chunk=1 KiB",),
+    ("vector.fuses=[relu6]",),
+    ("buffers.input.size=4 KiB",),
+    ("buffers.weight.size=32 KiB",),
+    ("streams.input.width=32 bit",),
+    ("streams.output.width=32 bit",),
+    ("streams.input.start_cycles=40",),
+    ("streams.weight.start_cycles=7", "streams.weight.restarts=transfer"),
+    ("streams.output.start_cycles=40", "streams.output.restarts=run", "streams.output.start_paid_at=close"),
+)
+_FREE_RUNNING = ("array.schedule.swap=free_running", "array.schedule.store_overlaps=freely")
+_SYNCHRONOUS = ("array.schedule.swap=synchronous", "array.schedule.prefetch_stops_at=reduction_loop")
+_CHANNEL_PARALLEL = (
+    *((f"array.out_channels={m}", f"array.in_channels={n}") for m, n in ((1, 1), (2, 3), (4, 2), (6, 6))),
+    ("array.initiation_interval=2",),
+    ("buffers.output.size=4 KiB", "buffers.operand.size=4 KiB"),
+    (*_FREE_RUNNING, "array.schedule.prefetch_stops_at=op"),
+    (*_FREE_RUNNING, "array.schedule.prefetch_stops_at=never"),
+    (*_SYNCHRONOUS, "array.schedule.store_overlaps=last_compute"),
+    (*_SYNCHRONOUS, "array.schedule.store_overlaps=freely"),
+    ("array.schedule.weights_stay_for=image",),
+    ("array.schedule.weights_stay_for=batch",),
+    ("array.schedule.edge_tiles=full",),
+    ("array.schedule.edge_tiles=trimmed",),
+    ("array.schedule.strided_backward_data=zero_insertion",),
+    ("array.schedule.strided_backward_data=gather",),
+    ("array.schedule.tile_channels=unroll",),
+    ("array.schedule.tile_channels=free",),
+    ("array.schedule.objective=energy",),
+    ("array.schedule.objective=product",),
+)
+_SYSTOLIC = (
+    *((f"array.rows={rows}", f"array.columns={columns}") for rows, columns in ((1, 1), (2, 4), (5, 3), (16, 16))),
+    ("array.dataflow=output_stationary",),
+    ("array.dataflow=input_stationary",),
+)
+# Where the lanes multiply integers: width of a lane, and of the memories' words.
+_INTEGER = (
+    ("array.multiplier.bits=16",),
+    ("word=16 bit", *(f"buffers.{name}.word=16 bit" for name in ("input", "weight", "output", "operand", "vector"))),
+)
+
+
+@lru_cache(maxsize=512)
+def _loaded(name: str, overrides: tuple[str, ...]) -> Hardware:
+    return load_hardware(name, overrides)
+
+
+def _variations(name: str) -> tuple[tuple[str, ...], ...]:
+    array = _loaded(name, ()).array
+    own = _CHANNEL_PARALLEL if isinstance(array, ChannelParallel) else _SYSTOLIC
+    return (*_ANYWHERE, *own, *(_INTEGER if array.multiplier.format == "int" else ()))
+
+
+@st.composite
+def hardware_specs(draw: st.DrawFn, names: Collection[str] | None = None, max_changes: int = 4) -> Hardware:
+    """One of the shipped accelerators (or of ``names``) with up to ``max_changes`` matters set otherwise.
+
+    Shrinks to the first of them as it ships. Orders of memory transfers are fixed, so every engine can run it. Raises
+    :class:`~jouletrace.errors.UsageError` for an unknown name.
+    """
+    name = draw(st.sampled_from(sorted(names) if names is not None else list_hardware()))
+    chosen = draw(st.lists(st.sampled_from(_variations(name)), max_size=max_changes, unique=True))
+    return _loaded(name, tuple(dict.fromkeys(setting for matter in chosen for setting in matter)))
