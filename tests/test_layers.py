@@ -17,11 +17,12 @@ LAYERS = [
     {"files", "resources", "units", "version"},
     {"trace", "hardware"},
     {"mapping"},
-    {"capture", "engine", "ledger"},
+    {"strategies", "capture", "engine", "ledger"},
     {"result"},
     {"replay"},
+    {"comparison", "validate"},
     {"report"},
-    {"cli"},
+    {"cli", "testing"},
     {"__main__"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -8,8 +8,8 @@ import pytest
 
 import jouletrace
 
-# capture_recipe needs PyTorch and is documented in tests/capture.
-NAMES = [name for name in jouletrace.__all__ if name not in {"MODEL_VERSION", "__version__", "capture_recipe"}]
+# capture_recipe and record need PyTorch and are documented in tests/capture.
+NAMES = sorted({*jouletrace.__all__} - {"MODEL_VERSION", "__version__", "capture_recipe", "record"})
 
 
 @pytest.mark.parametrize("name", NAMES)

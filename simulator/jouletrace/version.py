@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["MODEL_VERSION", "__version__"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Raised whenever equal inputs give other numbers; CHANGES.md says which and why.
-MODEL_VERSION = 1
+MODEL_VERSION = 2

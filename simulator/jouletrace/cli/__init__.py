@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jouletrace.cli import browse, capture, diff, run
+from jouletrace.cli import browse, capture, compare, diff, run, validate
 from jouletrace.errors import JouletraceError
 from jouletrace.version import __version__
 
@@ -27,10 +27,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after a sentence on standard error about what was wrong with the input."""
+    """Runs one command; returns its exit code, or 2 after a sentence on standard error about what was wrong with the input."""
     arguments = _parser().parse_args(argv)
     try:
-        arguments.execute(arguments)
+        code: int | None = arguments.execute(arguments)
         sys.stdout.flush()
     except JouletraceError as error:
         print("\n".join(f"error: {problem}" for problem in error.problems), file=sys.stderr)
@@ -40,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
+    return code or 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,6 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jouletrace {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, diff, capture, browse):
+    for module in (run, compare, validate, diff, capture, browse):
         module.add(commands)
     return parser

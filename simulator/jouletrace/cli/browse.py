@@ -1,4 +1,4 @@
-"""``jouletrace traces``, ``hardware``, ``show`` and ``check``: what is there, and whether a file is good."""
+"""``jouletrace traces``, ``hardware``, ``strategies``, ``show``, ``check``: what there is, and if a file is good."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def add(commands: Commands) -> None:
         "hardware", help="list the shipped accelerators", description="Lists the shipped accelerators."
     )
     hardware.set_defaults(execute=_hardware)
+    strategies = commands.add_parser(
+        "strategies", help="list strategies, or describe one",
+        description="Lists the strategies that 'jouletrace compare' knows, or describes one and its knobs.",
+    )  # fmt: skip
+    strategies.add_argument("name", metavar="NAME", nargs="?", help="a strategy to describe, or a Python file with one")
+    strategies.set_defaults(execute=_strategies)
     show = commands.add_parser(
         "show", help="show a trace or an accelerator", description="Shows what is in a trace or in a hardware spec."
     )
@@ -48,6 +54,15 @@ def _hardware(arguments: argparse.Namespace) -> None:
     from jouletrace.report.catalogue import print_hardware_list
 
     print_hardware_list([load_hardware(name) for name in list_hardware()])
+
+
+def _strategies(arguments: argparse.Namespace) -> None:
+    from jouletrace.report.strategy_catalogue import print_strategies, print_strategy
+
+    if arguments.name is None:
+        print_strategies()
+    else:
+        print_strategy(arguments.name)
 
 
 def _show(arguments: argparse.Namespace) -> None:

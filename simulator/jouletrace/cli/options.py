@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-__all__ = ["Commands", "add_overrides", "natural", "progress_bar"]
+__all__ = ["Commands", "Progress", "add_overrides", "natural", "progress_bar"]
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # pyright: ignore[reportPrivateUsage]
 
@@ -29,15 +29,25 @@ def natural(text: str) -> int:
     return number
 
 
+class Progress(Protocol):
+    """Moves a bar to a share of the work, and may say what is done now."""
+
+    def __call__(self, done: int, total: int, what: str = "") -> None: ...
+
+
 @contextmanager
-def progress_bar(title: str) -> Generator[Callable[[int, int], None] | None]:
-    """A callback (done, total) that moves a bar on standard error; None where that is no terminal."""
+def progress_bar(title: str) -> Generator[Progress | None]:
+    """A callback (done, total, what is done now) that moves a bar on standard error; None where that is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bars
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with Bars(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(title, total=None)
+
+        def move(done: int, total: int, what: str = "") -> None:
+            bars.update(task, completed=done, total=total, description=f"{title} {what}".rstrip())
+
+        yield move

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from gzip import GzipFile
-from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from jouletrace.cli.options import Commands, add_overrides, natural, progress_bar
+from jouletrace.cli.outputs import Output, outputs, text_into
 from jouletrace.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,43 +52,25 @@ def execute(arguments: argparse.Namespace) -> None:
 
         print_statistics()
         return
-    with _outputs(arguments) as write:
+    with outputs({what: path for what in FILES if (path := getattr(arguments, what))}) as files:
         result = _replay(arguments)
-        write(result)
+        _write(result, files)
 
     from jouletrace.report.table import print_report
 
     print_report(result, top=arguments.top, by=arguments.by)
-    for what in FILES:
-        if path := getattr(arguments, what):
-            print(f"{what}: {path}")
+    for what, output in files.items():
+        print(f"{what}: {output.path}")
 
 
-@contextmanager
-def _outputs(arguments: argparse.Namespace) -> Generator[Callable[[Result], None]]:
-    """A function that writes all files that were asked for, or none.
+def _write(result: Result, files: Mapping[str, Output]) -> None:
+    from jouletrace.report.export import EXPORTS
 
-    Their places are tried before the replay; each file is renamed into place after the last one is complete.
-    """
-    from jouletrace.files import replacing
-
-    places = {what: path for what in FILES if (path := getattr(arguments, what))}
-    if len({os.path.realpath(path) for path in places.values()}) < len(places):
-        raise UsageError(f"two outputs go to the same file: {', '.join(places.values())}; name a file for each")
-    with ExitStack() as stack:
-        files = {what: stack.enter_context(replacing(path)) for what, path in places.items()}
-
-        def write(result: Result) -> None:
-            from jouletrace.report.export import EXPORTS
-
-            for what, file in files.items():
-                packed = what == "timeline" and places[what].endswith(".gz")
-                with GzipFile("", "wb", 6, file, mtime=0) if packed else nullcontext(file) as bytes_:
-                    text = TextIOWrapper(bytes_, "utf-8", newline="", write_through=True)
-                    EXPORTS[what](text, result)
-                    text.detach()
-
-        yield write
+    for what, output in files.items():
+        packed = what == "timeline" and output.path.endswith(".gz")
+        pack = GzipFile("", "wb", 6, output.file, mtime=0) if packed else nullcontext(output.file)
+        with pack as file, text_into(file) as text:
+            EXPORTS[what](text, result)
 
 
 def _replay(arguments: argparse.Namespace) -> Result:

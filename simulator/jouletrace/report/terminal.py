@@ -19,7 +19,7 @@ _PIPE_WIDTH = 100
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 # What the reports print beyond ASCII, in ASCII.
 _ASCII = str.maketrans({
-    "µ": "u", "×": "x", "–": "-", "…": "...", "█": "#", **dict.fromkeys(_EIGHTHS[1:], ""),
+    "µ": "u", "×": "x", "–": "-", "·": "*", "←": "<-", "…": "...", "█": "#", **dict.fromkeys(_EIGHTHS[1:], ""),
 })  # fmt: skip
 
 

@@ -50,7 +50,7 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("ops[].cycles", "cycles", "Span of the op: end_cycle minus start_cycle; spans of ops may overlap."),
     Statistic(
         "ops[].frontier_cycles", "cycles",
-        "By how much the op moved the end of the run; these add up to totals.cycles, and carry the energy per cycle.",
+        "Cycles of its end beyond all ends of ops before it; these add up to totals.cycles and carry energy per cycle.",
     ),
     Statistic("ops[].macs", "MAC", "Multiply-accumulates of the op's loop nest, padded positions included."),
     Statistic("ops[].tiles", "tiles", "Load-compute-store groups of the op."),

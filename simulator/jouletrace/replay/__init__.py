@@ -1,0 +1,6 @@
+"""Replaying a step or a whole training on an accelerator."""
+
+from jouletrace.replay.run import simulate_run
+from jouletrace.replay.step import reproduce, simulate
+
+__all__ = ["reproduce", "simulate", "simulate_run"]
