@@ -11,8 +11,7 @@ from jouletrace.comparison.model import Column, Comparison
 from jouletrace.errors import UsageError
 from jouletrace.hardware.load import digest
 from jouletrace.hardware.spec import Hardware
-from jouletrace.mapping.memory_plan import plan_memory
-from jouletrace.replay.run import simulate_run
+from jouletrace.replay.run import planned, simulate_run
 from jouletrace.result.run import RunResult
 from jouletrace.strategies.base import Strategy, apply
 from jouletrace.strategies.pipeline import Pipeline
@@ -132,7 +131,7 @@ def _names(setting: _Setting) -> frozenset[str]:
 
 def _replay(run: Run, hardware: Hardware, setting: _Setting) -> RunResult:
     """Whole batches where they fit; else micro-batches, if a size was given."""
-    fits = all(not plan_memory(step, hardware, allow_overflow=True).overflow_bytes for step in run.steps)
+    fits = all(not planned(step, hardware, None, True)[1].overflow_bytes for step in run.steps)
     return simulate_run(
         run, hardware, micro_batch=None if fits else setting.micro_batch,
         allow_dram_overflow=setting.allow_dram_overflow,
