@@ -1,33 +1,64 @@
-"""How fast a step is mapped and executed: ``make bench``.
+"""How fast a step and a training are replayed: ``make bench``.
 
-Prints a table and writes ``build/bench.json``. Every rate stands beside the rate of bare SimPy in the same run
-(ten processes that only wait), so that figures of different machines can be compared by their ratio.
+All engines run in the same process, so that figures of different machines can be compared by their ratios, also to bare
+SimPy (ten processes that only wait). Prints tables in Markdown and writes ``build/bench.json``. Growth is shown as
+operations counted, which are the same on every machine.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import resource
+import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
+from typing import TypeVar
+from unittest.mock import patch
 
 import simpy
 
-from jouletrace.engine.events import simulate
+from jouletrace.engine import compiled, compose, events
 from jouletrace.hardware.load import load_hardware
 from jouletrace.ledger.price import price
+from jouletrace.mapping.memory import SWITCH, Mapped
 from jouletrace.mapping.step import map_step
+from jouletrace.replay.run import simulate_run
+from jouletrace.strategies.base import apply
+from jouletrace.strategies.registry import strategy
+from jouletrace.trace.activities import training_run
+from jouletrace.trace.batch import with_batch
 from jouletrace.trace.io import load_trace
 
 STEPS = [
     ("resnet20-cifar10-b32", "eftrain-zcu102"),
     ("resnet74-cifar10-b128", "eftrain-zcu102"),
-    ("resnet74-cifar10-b128", "zedboard-fp32"),
     ("resnet74-cifar10-b128", "zedboard-int8"),
     ("resnet18-imagenet-b1", "systolic-32x32"),
 ]
+TRAINING = ("resnet74-cifar10-b128", "eftrain-zcu102", "smd+slu")
+ITERATIONS = (1000, 4000, 16_000, 64_000)
+T = TypeVar("T")
+Row = dict[str, float | int | str]
+
+
+def seconds(work: Callable[[], T]) -> tuple[float, T]:
+    begin = perf_counter()
+    result = work()
+    return perf_counter() - begin, result
+
+
+def peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    with patch.dict(os.environ, {SWITCH: "1"}):
+        yield
 
 
 def bare_simpy(events: int = 200_000) -> float:
@@ -40,57 +71,117 @@ def bare_simpy(events: int = 200_000) -> float:
 
     for _ in range(10):
         env.process(wait())
-    begin = perf_counter()
-    env.run()
-    return events / (perf_counter() - begin)
+    return events / seconds(env.run)[0]
 
 
-def measure(trace_name: str, hardware_name: str) -> dict[str, float | int | str]:
-    """One step: seconds to read, map, execute and price, and the rates that follow."""
-    times = [perf_counter()]
+def step(trace_name: str, hardware_name: str) -> Row:
+    """One step: mapped op by op, mapped with memory, and from memory; run by both engines; priced."""
     trace, hardware = load_trace(trace_name), load_hardware(hardware_name)
-    times.append(perf_counter())
-    program = map_step(trace, hardware)
-    times.append(perf_counter())
-    counts = simulate(program)
-    times.append(perf_counter())
-    price(counts, hardware)
-    times.append(perf_counter())
-    load_s, map_s, execute_s, price_s = (b - a for a, b in itertools.pairwise(times))
+    with without_memory():
+        alone_s, _ = seconds(lambda: map_step(trace, hardware))
+    first_s, program = seconds(lambda: map_step(trace, hardware))
+    again_s, program = seconds(lambda: map_step(trace, hardware))
+    compiled.simulate(program)  # compiles
+    compiled_s, counts = seconds(lambda: compiled.simulate(program))
+    events_s, counts = seconds(lambda: events.simulate(program))
+    price_s, _ = seconds(lambda: price(counts, hardware))
     return {
-        "trace": trace_name,
-        "hardware": hardware_name,
-        "tiles": program.tiles,
-        "commands": len(program.sequence),
-        "events": counts.events,
-        "load_s": round(load_s, 3),
-        "map_s": round(map_s, 3),
-        "execute_s": round(execute_s, 3),
-        "price_s": round(price_s, 3),
-        "tiles_per_s": round(program.tiles / execute_s),
-        "commands_per_s": round(len(program.sequence) / execute_s),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }
+        "trace": trace_name, "hardware": hardware_name, "tiles": program.tiles, "commands": len(program.sequence),
+        "map_alone_s": round(alone_s, 3), "map_s": round(first_s, 3), "map_again_s": round(again_s, 3),
+        "events_s": round(events_s, 3), "compiled_s": round(compiled_s, 3), "price_s": round(price_s, 3),
+        "events_over_compiled": round(events_s / compiled_s, 1), "tiles_per_s": round(program.tiles / compiled_s),
+        "events_commands_per_s": round(len(program.sequence) / events_s), "peak_mb": peak_mb(),
+    }  # fmt: skip
+
+
+def training() -> Row:
+    """A training whose samples skip units: the first time, and with another seed when all its ops are known."""
+    name, hardware_name, strategies = TRAINING
+    trace, hardware = load_trace(name), load_hardware(hardware_name)
+    runs = [apply(strategy(strategies), training_run(trace), seed=seed).value for seed in (0, 1)]
+    first_s, _ = seconds(lambda: simulate_run(runs[0], hardware))
+    again_s, _ = seconds(lambda: simulate_run(runs[0], hardware))
+    seed_s, _ = seconds(lambda: simulate_run(runs[1], hardware))
+    return {
+        "trace": name, "hardware": hardware_name, "strategies": strategies, "iterations": runs[0].iterations,
+        "first_s": round(first_s, 2), "again_s": round(again_s, 2), "other_seed_s": round(seed_s, 2), "peak_mb": peak_mb(),
+    }  # fmt: skip
+
+
+def growth() -> list[Row]:
+    """Commands, and ops that were mapped, over depth and batch."""
+    rows: list[Row] = []
+    hardware = load_hardware("eftrain-zcu102")
+    for name, batch in (("resnet20-cifar10-b32", 32), ("resnet20-cifar10-b32", 64), ("resnet20-cifar10-b32", 128),
+                        ("resnet38-cifar10-b128", 128), ("resnet74-cifar10-b128", 128)):  # fmt: skip
+        trace = with_batch(load_trace(name), batch)
+        kept = Mapped(hardware)
+        mapped: list[object] = []
+        keep = kept.keep
+        with (
+            patch("jouletrace.mapping.step.mapped", lambda _, kept=kept: kept),
+            patch.object(kept, "keep", lambda key, made, mapped=mapped, keep=keep: (mapped.append(key), keep(key, made))),
+        ):
+            program = map_step(trace, hardware)
+        rows.append({"trace": trace.header.name, "ops": len(trace.ops), "ops_mapped": len(mapped),
+                     "distinct_commands": len(program.commands), "commands": len(program.sequence)})  # fmt: skip
+    return rows
+
+
+def executions() -> list[Row]:
+    """Ops that were executed to compose a training, over its length."""
+    trace, hardware = load_trace("resnet20-cifar10-b32"), load_hardware("eftrain-zcu102")
+    rows: list[Row] = []
+    for iterations in ITERATIONS:
+        run = apply(strategy("slu"), training_run(trace, iterations), seed=0).value
+        executed: list[object] = []
+        original = compose._Part._execute  # pyright: ignore[reportPrivateUsage]
+
+        def counted(part: object, ready: object, executed: list[object] = executed, original=original) -> object:
+            executed.append(part)
+            return original(part, ready)  # type: ignore[arg-type]
+
+        with without_memory(), patch.object(compose._Part, "_execute", counted):  # pyright: ignore[reportPrivateUsage]
+            simulate_run(run, hardware)
+        rows.append({"iterations": iterations, "op_executions": iterations * len(run.steps[0].ops),
+                     "executed": len(executed)})  # fmt: skip
+    return rows
+
+
+def cold_start() -> Row:
+    """Wall seconds of fresh processes; the kernels are compiled already."""
+    def run(*arguments: str) -> float:
+        return round(seconds(lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True))[0], 2)
+
+    return {
+        "import_s": run("-c", "import jouletrace"),
+        "run_resnet20_s": run("-m", "jouletrace", "run", "resnet20-cifar10-b32", "--hardware", "eftrain-zcu102"),
+        "run_resnet74_s": run("-m", "jouletrace", "run", "resnet74-cifar10-b128", "--hardware", "eftrain-zcu102"),
+    }  # fmt: skip
+
+
+def table(rows: Sequence[Row]) -> None:
+    print("| " + " | ".join(key.replace("_", " ") for key in rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()) + " |")
+    print()
 
 
 def main() -> None:
-    reference = bare_simpy()
-    rows = [measure(*step) for step in STEPS]
-    print(f"bare SimPy: {reference:,.0f} events/s")
-    print(
-        f"{'step':<24}{'hardware':<16}{'tiles':>9}{'commands':>11}{'map s':>8}{'run s':>8}"
-        f"{'tiles/s':>10}{'commands/s':>12}{'per SimPy event':>17}"
-    )
-    for row in rows:
-        row["commands_per_simpy_event"] = round(row["commands_per_s"] / reference, 3)  # type: ignore[operator]
-        print(
-            f"{row['trace']:<24}{row['hardware']:<16}{row['tiles']:>9,}{row['commands']:>11,}{row['map_s']:>8}"
-            f"{row['execute_s']:>8}{row['tiles_per_s']:>10,}{row['commands_per_s']:>12,}"
-            f"{row['commands_per_simpy_event']:>17}"
-        )
+    figures: dict[str, object] = {"bare_simpy_events_per_s": round(bare_simpy())}
+    print(f"bare SimPy: {figures['bare_simpy_events_per_s']:,} events/s\n")
+    sections: dict[str, Callable[[], list[Row]]] = {
+        "steps": lambda: [step(*names) for names in STEPS], "growth": growth, "executions": executions,
+        "training": lambda: [training()], "cold_start": lambda: [cold_start()],
+    }  # fmt: skip
+    for name, measure in sections.items():
+        rows = measure()
+        figures[name] = rows
+        table(rows)
     out = Path("build/bench.json")
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({"bare_simpy_events_per_s": round(reference), "steps": rows}, indent=1) + "\n")
+    out.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"written: {out}")
 
 

@@ -2,7 +2,7 @@
 
 Shapes are those that its layer tables give, and there is no dropout. The convolutions have no bias: the
 accelerator's streams are input, output-side operand, weights and results, and no equation has a bias in it
-(VGG-16 keeps the biases of the standard network).
+(``vgg16`` keeps the biases of the standard network; ``vgg16_unbiased`` is as the accelerator runs it).
 AlexNet is the ungrouped one for 227×227 images without local response normalisation; VGG-16 has
 224×224 images and the classifier 25088-4096-4096-1000.
 """
@@ -91,8 +91,8 @@ def alexnet(batch: int):
     return net.recipe(batch, 227, 1000)
 
 
-def _vgg16(batch: int, norm: bool):
-    net = Chain(3, bias=True)
+def _vgg16(batch: int, norm: bool, bias: bool = True):
+    net = Chain(3, bias=bias)
     for stage, (convs, channels) in enumerate(((2, 64), (2, 128), (3, 256), (3, 512), (3, 512)), start=1):
         for i in range(convs):
             net.conv(f"{stage}_{i + 1}", channels, norm=norm)
@@ -103,6 +103,10 @@ def _vgg16(batch: int, norm: bool):
 
 def vgg16(batch: int):
     return _vgg16(batch, norm=False)
+
+
+def vgg16_unbiased(batch: int):
+    return _vgg16(batch, norm=False, bias=False)
 
 
 def vgg16bn(batch: int):

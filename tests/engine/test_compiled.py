@@ -49,7 +49,7 @@ def _kernels(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("_kernels")
 class TestEqualToEvents:
     def test_live_programs(self) -> None:
-        @cases(1000)
+        @cases(1250)
         @given(live_programs())
         def check(program: Program) -> None:
             assert_same(program)
@@ -60,7 +60,7 @@ class TestEqualToEvents:
         """Programs that end in a deadlock, and programs that take before they give, on another engine."""
         ends = {True: 0, False: 0}
 
-        @cases(1000)
+        @cases(1250)
         @given(any_programs())
         def check(program: Program) -> None:
             try:

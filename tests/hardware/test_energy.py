@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jouletrace.errors import EnergyError
-from jouletrace.hardware.energy import PRIMITIVES, PriceList, price_list
+from jouletrace.hardware.energy import PAD_ACTIONS, PRIMITIVES, PriceList, price_list
 from jouletrace.hardware.load import hardware_from_resolved, load_hardware
 
 from .specs import SHIPPED, plain
@@ -31,7 +31,9 @@ def test_every_action_of_a_shipped_spec_is_priced_with_band_and_source(name: str
     hardware = load_hardware(name)
     found = price_list(hardware)
     buffers = {(f"buffer.{b}", action) for b in hardware.buffers for action in ("read", "write")}
-    assert set(found) == EVERYTHING | buffers | {("array", f"mac_{hardware.array.multiplier.type}")}
+    inside = {(f"scratchpad.{pad}", a) for pad in ("ifmap", "filter", "psum") for a in PAD_ACTIONS}
+    inside = inside | {("network", "word")} if hardware.array.kind == "row_stationary" else set[tuple[str, str]]()
+    assert set(found) == EVERYTHING | buffers | inside | {("array", f"mac_{hardware.array.multiplier.type}")}
     for key, price in found.items():
         assert isinstance(price.energy_aj, int)
         assert 0 <= price.low_aj <= price.energy_aj <= price.high_aj

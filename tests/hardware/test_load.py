@@ -293,7 +293,7 @@ def test_the_longest_path_is_the_source_and_defaults_are_assumptions(tmp_path: P
     data = plain()
     schedule = data["array"]["schedule"]
     del schedule["objective"]
-    numbers = ("out_channels", "in_channels", "initiation_interval", "multiplier", "unwanted_results")
+    numbers = ("out_channels", "in_channels", "initiation_interval", "multiplier", "unwanted_results", "layout")
     parts = [f"array.{k}" for k in numbers] + [f"array.schedule.{k}" for k in schedule]
     for entry in data["provenance"]:
         entry["paths"] = [p for path in entry["paths"] for p in (parts if path == "array" else [path])]

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from jouletrace.engine.counts import Counts
 from jouletrace.hardware.load import load_hardware
+from jouletrace.hardware.spec import ChannelParallel, Hardware, Tiling
+from jouletrace.mapping.loops import loops
 from jouletrace.mapping.program import Program
 from jouletrace.mapping.step import map_step
+from jouletrace.mapping.tiles import choose
 from jouletrace.trace.model import Conv
 
 from .one_op import conv_trace, square_conv
@@ -80,13 +83,25 @@ def test_free_running_is_never_slower_than_synchronous(
     """The same tiles: what a barrier between stages costs is never negative."""
     trace = conv_trace(square_conv(M, N, R, K, batch=batch, role=role))
     free, synchronous = (
-        run_op(trace, load_hardware(spec, [f"array.schedule.{setting}" for setting in manner]))[1].cycles
+        load_hardware(spec, [f"array.schedule.{setting}" for setting in ("tile_channels=unroll", *manner)])
         for manner in (
             ("swap=free_running", "prefetch_stops_at=never", "store_overlaps=freely"),
             ("swap=synchronous", "prefetch_stops_at=reduction_loop"),
         )
     )
-    assert free <= synchronous
+    tile = choose(trace.ops[0], loops(trace.ops[0], trace, free), free)
+    assume(tile.resident)
+    tiling = Tiling(
+        phase=role, out_channels=M, in_channels=N, rows=R, columns=R, kernel=K,  # type: ignore[arg-type]
+        tile_rows=tile.rows, tile_columns=tile.columns, resident_channels=tile.resident,
+    )  # fmt: skip
+    waiting, running = (run_op(trace, with_tiling(h, tiling))[1].cycles for h in (synchronous, free))
+    assert running <= waiting
+
+
+def with_tiling(hardware: Hardware, tiling: Tiling) -> Hardware:
+    assert isinstance(hardware.array, ChannelParallel)
+    return hardware.model_copy(update={"array": hardware.array.model_copy(update={"tilings": (tiling,)})})
 
 
 def test_a_step_is_mapped_the_same_way_twice() -> None:

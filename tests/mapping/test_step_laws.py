@@ -22,13 +22,15 @@ from jouletrace.mapping.step import map_step
 from jouletrace.testing import traces
 from jouletrace.trace.model import Conv, Gemm, Trace
 
-SPECS = ["eftrain-zcu102", "eftrain-pynq-z1", "zedboard-fp32", "zedboard-int8", "systolic-32x32"]
+SPECS = ["eftrain-zcu102", "eftrain-pynq-z1", "zedboard-fp32", "zedboard-int8", "systolic-32x32", "eyeriss"]
+# Where every product is made and every value moves as it is.
+SETTINGS = {"eyeriss": ("array.zero_gating=false", "array.compression.activation=none")}
 CASES = max(400, settings.default.max_examples if settings.default else 0)
 
 
 @lru_cache
 def hardware(name: str) -> Hardware:
-    return load_hardware(name)
+    return load_hardware(name, SETTINGS.get(name, ()))
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -11,7 +11,8 @@ from jouletrace.errors import MappingError
 from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.loops import Loops, loops
-from jouletrace.mapping.tiles import Tile, choose, footprint_bytes, scores
+from jouletrace.mapping.tile_costs import scores
+from jouletrace.mapping.tiles import Tile, choose, footprint_bytes
 from jouletrace.trace.model import Conv, Gemm, Trace
 
 from .one_op import conv_trace, gemm_trace, square_conv

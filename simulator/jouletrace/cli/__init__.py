@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jouletrace.cli import browse, capture, compare, diff, run, validate
+from jouletrace.cli import browse, calibrate, capture, compare, diff, run, validate
 from jouletrace.errors import JouletraceError
 from jouletrace.version import __version__
 
@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code, or 2 after a sentence on standard error about what was wrong with the input."""
+    """Runs one command; returns its exit code, which is 2 after sentences on standard error about a wrong input."""
     arguments = _parser().parse_args(argv)
     try:
         code: int | None = arguments.execute(arguments)
@@ -53,6 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jouletrace {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, compare, validate, diff, capture, browse):
+    for module in (run, compare, validate, calibrate, diff, capture, browse):
         module.add(commands)
     return parser

@@ -30,7 +30,10 @@ def add(commands: Commands) -> None:
     parser.add_argument("--from", dest="source", metavar="RESULT.json", help="repeat the run that made this result")
     parser.add_argument("--hardware", metavar="SPEC", help="an accelerator (see 'jouletrace hardware') or a YAML file")
     add_overrides(parser)
-    parser.add_argument("--engine", default="events", choices=["events"], help="the engine that counts cycles")
+    parser.add_argument(
+        "--engine", default="auto", choices=["auto", "events", "compiled"],
+        help="what counts cycles: all find the same, and auto takes the fastest that can execute the step",
+    )  # fmt: skip
     parser.add_argument("--only", metavar="LAYER[:PHASE]", help="replay a part alone, as in --only layer1.0:forward")
     parser.add_argument("--micro-batch", metavar="N", type=int, help="process N samples at a time, to need less DRAM")
     parser.add_argument("--allow-dram-overflow", action="store_true", help="replay although the step exceeds the DRAM")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -30,7 +31,10 @@ def add(commands: Commands) -> None:
         "--only", metavar="TEXT", action="append", default=[],
         help="rows whose file, system or system/id holds this text; may be repeated",
     )  # fmt: skip
-    parser.add_argument("--jobs", metavar="N", type=natural, default=1, help="processes that replay (1)")
+    parser.add_argument(
+        "--jobs", metavar="N", type=natural, default=min(4, os.cpu_count() or 1),
+        help="processes that replay (one per core, at most 4)",
+    )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write every figure")
     parser.add_argument("--html", metavar="FILE", help="write a page with a picture, complete in itself")
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +25,26 @@ from jouletrace.engine.seams import NEVER, Use, settle, structure
 from jouletrace.errors import MappingError, UsageError
 from jouletrace.mapping.program import Command, OpInfo, Program, Sequence32
 
-__all__ = ["Composed", "compose"]
+__all__ = ["Choices", "Columns", "Composed", "compose"]
 
+# How many ways to be ready are remembered of an op.
+WAYS = 4096
 Choices = NDArray[np.int16]
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """Choices of which many slots have the same: ``distinct`` are int16[iterations] each, ``of`` has one per slot."""
+
+    distinct: tuple[Choices, ...]
+    of: tuple[int, ...]
+    iterations: int
+
+    @classmethod
+    def every(cls, choice: Choices) -> Columns:
+        """The choices ``choice[iteration, slot]``, a column for each slot."""
+        rows = np.ascontiguousarray(choice.T)
+        return cls(tuple(rows), tuple(range(len(rows))), len(choice))
 Sums = tuple[tuple[int, ...], ...]
 
 
@@ -45,11 +63,13 @@ class Composed:
     frontier_cycles: Sums
 
 
-def compose(family: Family, choice: Choices, *, progress: Callable[[int, int], None] | None = None) -> Composed:
+def compose(
+    family: Family, choice: Choices | Columns, *, progress: Callable[[int, int], None] | None = None
+) -> Composed:
     """Executes ``choice[iteration, slot]``, a variant or -1 for absent, for all iterations.
 
     Each iteration takes the cycles of its :func:`~jouletrace.engine.family.concatenate`. ``progress`` is called now and
-    then with the slots done and the slots in all. A choice in Fortran order saves a copy.
+    then with the slots done and the slots in all. :class:`Columns` save memory.
 
     Raises UsageError for choices that do not exist and for ops that do not return the credits they take, and
     MappingError for commands that break the rules of a program.
@@ -68,8 +88,7 @@ def compose(family: Family, choice: Choices, *, progress: Callable[[int, int], N
     >>> compose(family, np.array([[0, 0, 0], [0, -1, 0], [-1, 0, -1]], dtype=np.int16)).cycles.tolist()
     [12, 9, 3]
     """
-    _check(family, choice)
-    run = _Run(family, choice)
+    run = _Run(family, _checked(family, choice))
     k = 0
     while k < len(family.slots):
         if progress is not None:
@@ -80,8 +99,8 @@ def compose(family: Family, choice: Choices, *, progress: Callable[[int, int], N
     return run.result()
 
 
-def _check(family: Family, choice: Choices) -> None:
-    """Raises UsageError for what :func:`compose` cannot mean."""
+def _checked(family: Family, choice: Choices | Columns) -> Columns:
+    """The choices by slot; raises UsageError for what :func:`compose` cannot mean."""
     problems: list[str] = []
     n = len(family.slots)
     if len(family.ops) != n:
@@ -89,30 +108,23 @@ def _check(family: Family, choice: Choices) -> None:
     for j, slot in enumerate(family.slots):
         if any(not 0 <= a < j for a in (*slot.after, *slot.instead)):
             problems.append(f"slot {j} awaits slots that are not before it; name slots from 0 to {j - 1}")
-    if choice.ndim != 2 or choice.shape[1] != n or choice.dtype.kind != "i":
-        problems.append(f"choice is {choice.dtype}{list(choice.shape)}; it must be integers [iterations, {n}]")
-    elif choice.size:
-        least, most = choice.min(axis=0), choice.max(axis=0)
+    columns = choice if isinstance(choice, Columns) else None
+    if isinstance(choice, np.ndarray):
+        if choice.ndim == 2 and choice.shape[1] == n and choice.dtype.kind == "i":
+            columns = Columns.every(choice)
+        else:
+            problems.append(f"choice is {choice.dtype}{list(choice.shape)}; it must be integers [iterations, {n}]")
+    if columns is not None and columns.iterations:
+        bounds = [(int(column.min()), int(column.max())) for column in columns.distinct]
         problems += [
-            f"slot {j} has {len(slot.variants)} variants, and the choices reach from {least[j]} to {most[j]}; "
+            f"slot {j} has {len(slot.variants)} variants, and the choices reach from {bounds[c][0]} to {bounds[c][1]}; "
             f"choose from {ABSENT} (absent) to {len(slot.variants) - 1}"
-            for j, slot in enumerate(family.slots)
-            if least[j] < ABSENT or most[j] >= len(slot.variants)
+            for j, (slot, c) in enumerate(zip(family.slots, columns.of, strict=True))
+            if bounds[c][0] < ABSENT or bounds[c][1] >= len(slot.variants)
         ]
-    if problems:
+    if problems or columns is None:
         raise UsageError(problems)
-    parts = list(dict.fromkeys(part for slot in family.slots for part in slot.variants))
-    for part in parts:
-        if any(c.op or c.after for c in part.commands):
-            raise UsageError("an OpProgram has commands of several ops, or that await ops; make it with split")
-        check(_program(family, part.commands, part.sequence))
-    # Together: one driver takes from a pool, whatever the op, and one gives.
-    together = tuple(command for part in parts for command in part.commands)
-    check(_program(family, together, np.zeros(0, dtype=np.int32)))
-    # The sum of all variants bounds every cycle of a step; a quarter of 64 bits leaves room for NEVER.
-    serial = {part: sum(c.cycles * int(n) for c, n in zip(part.commands, part.repeats, strict=True)) for part in parts}
-    if 4 * sum(serial[part] for slot in family.slots for part in slot.variants) >= 2**63:
-        raise MappingError("the ops take more cycles than 64 bits can count; split the step")
+    return columns
 
 
 def _program(family: Family, commands: tuple[Command, ...], sequence: Sequence32) -> Program:
@@ -145,12 +157,17 @@ class _Part:
         elif (level != credits).any():
             pool = family.pools[int(np.flatnonzero(level != credits)[0])]
             self.problem = f"does not leave {pool.name!r} with the {pool.credits} credits that it started with"
+        held = frozenset(tuple(sorted(engine for engine, _ in c.holds)) for c in part.commands)
+        taken = {len(family.engines) + pool for c in part.commands for pool, _ in c.takes}
+        self.use = Use(False, held, frozenset({engine for team in held for engine in team} | taken))
         self._memory: dict[bytes, tuple[Integers, int, int]] = {}
 
     def execute(self, ready: Integers) -> tuple[Integers, int, int]:
         """The terms behind the op, its first start and its last end, if its terms are ``ready`` before it."""
         key = ready.tobytes()
         if key not in self._memory:
+            if len(self._memory) >= WAYS:
+                self._memory.clear()
             self._memory[key] = self._execute(ready)
         return self._memory[key]
 
@@ -174,34 +191,65 @@ class _Part:
         return np.concatenate(behind), int(start.min()), int(now.op_end[0])
 
 
+def _first_terms(family: Family) -> list[int]:
+    """The first term of each pool, behind those of the engines, and the number of terms."""
+    return np.cumsum([len(family.engines), *(pool.credits for pool in family.pools)]).tolist()
+
+
+def _parts(family: Family) -> list[list[_Part]]:
+    """What executes each variant of each slot; made once for a family, whose runs share what was executed.
+
+    Raises UsageError and MappingError for commands that no run can have.
+    """
+    known: object = family.__dict__.get("_parts")  # kept as a cached property of the frozen family
+    if isinstance(known, list):
+        return cast(list[list[_Part]], known)
+    given = {id(part): part for slot in family.slots for part in slot.variants}
+    programs = dict.fromkeys(given.values())
+    for part in programs:
+        if any(c.op or c.after for c in part.commands):
+            raise UsageError("an OpProgram has commands of several ops, or that await ops; make it with split")
+        check(_program(family, part.commands, part.sequence))
+    # Together: one driver takes from a pool, whatever the op, and one gives.
+    together = tuple(command for part in programs for command in part.commands)
+    check(_program(family, together, np.zeros(0, dtype=np.int32)))
+    # The sum of all variants bounds every cycle of a step; a quarter of 64 bits leaves room for NEVER.
+    serial = {p: sum(c.cycles * int(n) for c, n in zip(p.commands, p.repeats, strict=True)) for p in programs}
+    cycles = {i: serial[part] for i, part in given.items()}
+    if 4 * sum(cycles[id(part)] for slot in family.slots for part in slot.variants) >= 2**63:
+        raise MappingError("the ops take more cycles than 64 bits can count; split the step")
+    first_term = _first_terms(family)
+    made = {part: _Part(part, family, first_term) for part in programs}
+    of = {i: made[part] for i, part in given.items()}
+    parts = [[of[id(part)] for part in slot.variants] for slot in family.slots]
+    problems = {
+        f"an op at slot {j} ({family.ops[j].name!r}) {part.problem}; only ops that give back what they take compose"
+        for j, some in enumerate(parts) for part in some if part.problem
+    }  # fmt: skip
+    if problems:
+        raise UsageError(sorted(problems))
+    return family.__dict__.setdefault("_parts", parts)
+
+
 class _Run:
     """The seams between slot k - 1 and slot k, and which of them every iteration has reached."""
 
-    def __init__(self, family: Family, choice: Choices) -> None:
+    def __init__(self, family: Family, columns: Columns) -> None:
         self.family = family
-        self.iterations = len(choice)
-        # choices of one slot, one after the other in memory
-        self.choice = np.ascontiguousarray(choice.T)
+        self.iterations = columns.iterations
+        self.choice = [columns.distinct[c] for c in columns.of]
+        steady = [bool((some == some[:1]).all()) for some in columns.distinct]
+        self.steady = [steady[c] for c in columns.of]
+        occurring = [frozenset(np.unique(some).tolist()) for some in columns.distinct]
+        self.occurring = [occurring[c] for c in columns.of]
         self.variants = [len(slot.variants) for slot in family.slots]
-        first_term = np.cumsum([len(family.engines), *(pool.credits for pool in family.pools)]).tolist()
-        distinct: dict[OpProgram, _Part] = {}
-        self.parts = [
-            [distinct.setdefault(v, _Part(v, family, first_term)) if v not in distinct else distinct[v]
-             for v in slot.variants]
-            for slot in family.slots
-        ]  # fmt: skip
-        problems = {
-            f"an op at slot {j} ({family.ops[j].name!r}) {part.problem}; only ops that give back what they take compose"
-            for j, some in enumerate(self.parts) for part in some if part.problem
-        }  # fmt: skip
-        if problems:
-            raise UsageError(sorted(problems))
+        first_term = _first_terms(family)
+        self.parts = _parts(family)
         pools = len(family.pools)
         resource = [*range(len(family.engines))]
         for p in range(pools):
             resource += [len(family.engines) + p] * (first_term[p + 1] - first_term[p])
         self.terms = len(resource)
-        self.steady = [bool((some == some[:1]).all()) for some in self.choice]
         self.structure = structure(
             family.after, family.instead, [self._uses(j) for j in range(len(family.slots))],
             np.array(resource, dtype=np.int64), len(family.engines), len(family.engines) + pools,
@@ -216,15 +264,12 @@ class _Run:
         """What slot j does in the choices that occur."""
         found: list[Use] = []
         for v in range(ABSENT, self.variants[j]):
-            if not (self.choice[j, : 1 if self.steady[j] else None] == v).any():
+            if v not in self.occurring[j]:
                 continue
             if v == ABSENT:
                 found.append(Use(True, frozenset(), frozenset()))
                 continue
-            commands = self.family.slots[j].variants[v].commands
-            held = frozenset(tuple(sorted(engine for engine, _ in c.holds)) for c in commands)
-            taken = {len(self.family.engines) + pool for c in commands for pool, _ in c.takes}
-            found.append(Use(False, held, frozenset({engine for team in held for engine in team} | taken)))
+            found.append(self.parts[j][v].use)
         return found
 
     def go_on(self, k: int) -> int:
@@ -238,7 +283,7 @@ class _Run:
         for p in range(pairs):
             seam = seams[p]
             for j in range(k, end):
-                v = int(self.choice[j, first[p]])
+                v = int(self.choice[j][first[p]])
                 if v == ABSENT:
                     seam[self.terms + j] = self._awaited(seam, self.family.instead[j])
                     continue
@@ -263,7 +308,7 @@ class _Run:
         label, labels, like = np.zeros(self.iterations, dtype=np.int64), 1, -1
         end = k
         while end < len(self.family.slots):
-            if not self.steady[end] and not (like >= 0 and np.array_equal(self.choice[end], self.choice[like])):
+            if not self.steady[end] and not (like >= 0 and self._equal(end, like)):
                 n = self.variants[end] + 1
                 finer, found = _dense(label * n + self.choice[end] + 1, labels * n)
                 if end > k and len(found) > labels:
@@ -271,6 +316,9 @@ class _Run:
                 label, labels, like = finer, len(found), end
             end += 1
         return label, labels, end
+
+    def _equal(self, j: int, k: int) -> bool:
+        return self.choice[j] is self.choice[k] or np.array_equal(self.choice[j], self.choice[k])
 
     def _awaited(self, seam: Integers, slots: tuple[int, ...]) -> int:
         return max((int(seam[self.terms + a]) for a in slots), default=NEVER)

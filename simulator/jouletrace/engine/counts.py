@@ -83,6 +83,20 @@ class Counts:
         return dict(sorted(total.items()))
 
 
+def _spans(of: NDArray[np.int64], ops: int, intervals: Intervals) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The first start and the last end of every op, int64[ops]; 0 for an op without commands."""
+    if len(of) and (of[1:] < of[:-1]).any():  # a hand-written program may let the commands of ops alternate
+        by_op = np.argsort(of, kind="stable")
+        return _spans(of[by_op], ops, Intervals(intervals.start[by_op], intervals.end[by_op]))
+    start, end = np.zeros(ops, dtype=np.int64), np.zeros(ops, dtype=np.int64)
+    bounds = np.searchsorted(of, np.arange(ops + 1))
+    present = np.flatnonzero(bounds[1:] > bounds[:-1])
+    if len(present):
+        start[present] = np.minimum.reduceat(intervals.start, bounds[present])
+        end[present] = np.maximum.reduceat(intervals.end, bounds[present])
+    return start, end
+
+
 def collect(program: Program, intervals: Intervals, engine: str, events: int) -> Counts:
     """Sums a program's counts over executed commands; shared by all engines.
 
@@ -90,11 +104,7 @@ def collect(program: Program, intervals: Intervals, engine: str, events: int) ->
     """
     n_ops = len(program.ops)
     of = np.array([c.op for c in program.commands], dtype=np.int64)[program.sequence]
-    start = np.full(n_ops, np.iinfo(np.int64).max, dtype=np.int64)
-    end = np.zeros(n_ops, dtype=np.int64)
-    np.minimum.at(start, of, intervals.start)
-    np.maximum.at(end, of, intervals.end)
-    start = np.where(start == np.iinfo(np.int64).max, 0, start)
+    start, end = _spans(of, n_ops, intervals)
 
     counts: list[dict[Action, int]] = [{} for _ in range(n_ops)]
     busy: list[dict[int, int]] = [{} for _ in range(n_ops)]

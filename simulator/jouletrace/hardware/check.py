@@ -8,7 +8,7 @@ from typing import get_args
 
 from jouletrace.errors import EnergyError, did_you_mean
 from jouletrace.hardware.energy import price_list
-from jouletrace.hardware.spec import Buffer, ChannelParallel, Current, DramDevice, Hardware, Timing
+from jouletrace.hardware.spec import Buffer, ChannelParallel, Current, DramDevice, Hardware, RowStationary, Timing
 from jouletrace.hardware.sram import EXTRAPOLATED
 from jouletrace.hardware.yaml_text import Path
 from jouletrace.units import show_bytes
@@ -24,7 +24,8 @@ Problem = tuple[Path, str]
 
 def problems(hardware: Hardware) -> list[Problem]:
     """What contradicts itself or exceeds the board, as (path, sentence)."""
-    return [*_parts(hardware), *_tilings(hardware), *_buffers(hardware), *_dram(hardware), *_limits(hardware)]
+    parts = [*_parts(hardware), *_tilings(hardware), *_row_stationary(hardware)]
+    return [*parts, *_buffers(hardware), *_dram(hardware), *_limits(hardware)]
 
 
 def _parts(hardware: Hardware) -> Iterator[Problem]:
@@ -37,7 +38,8 @@ def _parts(hardware: Hardware) -> Iterator[Problem]:
             unit = "the vector unit" if name == "vector" else f"a {hardware.array.kind} array"
             yield ("buffers",), f"needs the buffer {name!r}, which {unit} uses"
     vector = hardware.vector
-    for key, stream in (("load", vector.load), ("store", vector.store)):
+    named = (("load", vector.load), ("store", vector.store), *(("load_also", name) for name in vector.load_also))
+    for key, stream in named:
         if stream not in hardware.streams:
             known = list(hardware.streams)
             yield ("vector", key), f"names no stream of the spec: {stream!r}{did_you_mean(stream, known)}"
@@ -67,6 +69,34 @@ def _tilings(hardware: Hardware) -> Iterator[Problem]:
         shape = (tile.phase, tile.out_channels, tile.in_channels, tile.rows, tile.columns, tile.kernel)
         if shape in shapes:
             yield path, "repeats the shape of a tiling before it; each shape and phase may stand once"
+        shapes.add(shape)
+
+
+def _row_stationary(hardware: Hardware) -> Iterator[Problem]:
+    array, buffers = hardware.array, hardware.buffers
+    if not isinstance(array, RowStationary):
+        return
+    if "input" in buffers and "output" in buffers:
+        maps, sums = buffers["input"], buffers["output"]
+        if sums.shares != "input" or (sums.size_bytes, sums.copies) != (maps.size_bytes, maps.copies):
+            yield (
+                ("buffers", "output"),
+                "must share all of 'input' with as many copies: maps and sums are in one global buffer, bank by bank",
+            )
+        if maps.size_bytes % array.bank_bytes:
+            yield ("array", "bank"), f"must divide the global buffer ({show_bytes(maps.size_bytes)}) into whole banks"
+    if array.multiplier.brick_bits is not None:
+        yield ("array", "multiplier", "brick"), "is not for row_stationary elements; they multiply operands as they are"
+    if array.multiplier.format == "int" and hardware.word_bits < array.multiplier.bits:
+        yield ("word",), f"must be at least as wide as what an element multiplies ({array.multiplier.bits} bit)"
+    shapes: set[tuple[object, ...]] = set()
+    for i, tile in enumerate(array.tilings):
+        shape = (tile.phase, tile.out_channels, tile.in_channels, tile.rows, tile.columns, tile.kernel)
+        if shape in shapes:
+            yield (
+                ("array", "tilings", i),
+                "repeats the shape of a tiling before it; each shape and phase may stand once",
+            )
         shapes.add(shape)
 
 

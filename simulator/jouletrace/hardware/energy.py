@@ -13,14 +13,16 @@ from fractions import Fraction
 
 from jouletrace.errors import EnergyError, did_you_mean
 from jouletrace.hardware.dram import Band, dram_energies
-from jouletrace.hardware.spec import Certainty, EnergyTable, Hardware
+from jouletrace.hardware.spec import Certainty, EnergyTable, Hardware, RowStationary
 from jouletrace.hardware.sram import access_energy
-from jouletrace.units import round_half_even
+from jouletrace.units import round_half_even, show_energy
 
-__all__ = ["PRIMITIVES", "Price", "PriceList", "price_list"]
+__all__ = ["PAD_ACTIONS", "PRIMITIVES", "Price", "PriceList", "price_list"]
 
 # operations of the vector unit; a table prices them as add_fp32, mul_fp32, ...
 PRIMITIVES = ("add", "mul", "div", "sqrt", "exp", "log", "compare", "random")
+# what is done to the scratchpads of a row-stationary array: by the multiplier, and by the networks that fill them
+PAD_ACTIONS = ("read", "write", "fill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,10 @@ def price_list(hardware: Hardware) -> PriceList:
     if hardware.host is not None and energy.host is not None:
         times = hardware.host.cycles_per_element
         wanted.append(_Wanted("host", "element", energy.host, "cycle", "cycle", times))
+    if isinstance(hardware.array, RowStationary):
+        for pad in ("ifmap", "filter", "psum"):
+            wanted += [_Wanted(f"scratchpad.{pad}", a, energy.array, "register_file", "word") for a in PAD_ACTIONS]
+        wanted.append(_Wanted("network", "word", energy.array, "network", "word"))
     if energy.dram is not None:
         wanted += [_Wanted("dram", action, energy.dram, f"dram_{action}", "byte") for action in ("read", "write")]
     prices = {**_statics(hardware), **_dram(hardware)}
@@ -172,7 +178,12 @@ def _dram(hardware: Hardware) -> dict[tuple[str, str], Price]:
     }
     return {
         ("dram", action): _price(
-            measured if dram.use_measured_ratio else measured.around(limit.value), source, "derived"
+            measured if dram.use_measured_ratio else measured.around(limit.value),
+            f"{source}; {_shown(limit)} by the datasheet, {_shown(measured)} corrected", "derived",
         )
         for action, (limit, measured) in bands.items()
-    }
+    }  # fmt: skip
+
+
+def _shown(band: Band) -> str:
+    return show_energy(round_half_even(band.value))

@@ -8,6 +8,7 @@ Written back as JSON, a value is again the text of its YAML form, so what a resu
 from __future__ import annotations
 
 from fractions import Fraction
+from math import prod
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -27,9 +28,9 @@ from jouletrace.hardware.quantities import (
 )
 
 __all__ = [
-    "Board", "Buffer", "Certainty", "ChannelParallel", "Current", "Dram", "DramDevice", "EnergyRefs",
-    "EnergyTable", "Entry", "Hardware", "Host", "Multiplier", "Provenance", "Schedule", "SramPoint", "Stream",
-    "Systolic", "Tiling", "Timing", "Vector",
+    "Board", "Buffer", "Certainty", "ChannelParallel", "Compression", "Current", "Dram", "DramDevice", "EnergyRefs",
+    "EnergyTable", "Entry", "Hardware", "Host", "Layout", "Multiplier", "Networks", "Provenance", "RowStationary",
+    "RowTiling", "Schedule", "Scratchpads", "SramPoint", "Stream", "Systolic", "Tiling", "Timing", "Vector",
 ]  # fmt: skip
 
 
@@ -63,11 +64,43 @@ class Multiplier(_Part):
     An ``fp`` (IEEE) or ``bf`` (bfloat) lane computes anything up to its width in one pass. An ``int`` lane
     splits wider operands: an a-bit by b-bit product takes ceil(a/bits)·ceil(b/bits) passes, and the result
     says so.
+
+    An ``int`` lane with a ``brick`` is bit-flexible (Bit Fusion, H. Sharma et al., ISCA 2018): it is made of
+    (bits/brick)² multipliers, which fuse to as many products of narrower operands as there is room for. These are
+    of one sum, so the lane adds them up; whatever it fuses to, a busy lane is busy as a whole.
     """
 
     format: Literal["fp", "bf", "int"]
     bits: Count
     dsp: Amount
+    brick_bits: WidthBits | None = Field(alias="brick", default=None)
+
+    @model_validator(mode="after")
+    def _whole_bricks(self) -> Multiplier:
+        if self.brick_bits is not None:
+            if self.format != "int":
+                raise ValueError(f"has bricks in {self.format} lanes; only int lanes are made of them")
+            bricks, rest = divmod(self.bits, self.brick_bits)
+            if rest or bricks & (bricks - 1):
+                raise ValueError(
+                    f"makes {self.bits} bit of bricks of {self.brick_bits} bit; it takes 1, 2, 4, 8 ... of them"
+                )
+        return self
+
+    def fused(self, bits_a: int, bits_b: int) -> int:
+        """Products of operands of these widths that a lane computes and adds up at once; 1 without bricks.
+
+        Operands are widened to 1, 2, 4 ... bricks.
+
+        >>> lane = Multiplier.model_validate({"format": "int", "bits": 8, "dsp": 0, "brick": "2 bit"})
+        >>> [lane.fused(a, b) for a, b in ((8, 8), (4, 8), (4, 4), (3, 6), (2, 2), (16, 4))]
+        [1, 2, 4, 2, 16, 2]
+        """
+        brick = self.brick_bits
+        if brick is None:
+            return 1
+        widths = (min(self.bits, brick << (-(-bits // brick) - 1).bit_length()) for bits in (bits_a, bits_b))
+        return prod(self.bits // width for width in widths)
 
     @property
     def type(self) -> str:
@@ -133,6 +166,7 @@ class Schedule(_Part):
 
 
 UnwantedResults = Literal["computed", "gated", "packed"]
+Layout = Literal["tiles", "channel_groups", "channels_first", "channels_last"]
 
 
 class ChannelParallel(_Part):
@@ -141,6 +175,7 @@ class ChannelParallel(_Part):
     ``unwanted_results``: of a product of which only some results are wanted, the others are ``computed`` and
     thrown away; or their lanes are ``gated``, idle for as many cycles; or the wanted ones are ``packed``, so that
     cycles shrink with them. All operands are loaded and only wanted results are stored, in each case.
+    ``layout``: how feature maps lie in DRAM, which breaks a tile into bursts (:mod:`jouletrace.mapping.layout`).
     """
 
     kind: Literal["channel_parallel"]
@@ -150,6 +185,7 @@ class ChannelParallel(_Part):
     multiplier: Multiplier
     schedule: Schedule
     unwanted_results: UnwantedResults = "gated"
+    layout: Layout = "tiles"
     tilings: Annotated[tuple[Tiling, ...], Field(strict=False)] = ()
 
     @property
@@ -175,11 +211,110 @@ class Systolic(_Part):
         return self.rows * self.columns
 
 
+class Scratchpads(_Part):
+    """The memories of one processing element of a row-stationary array, in words of the datapath."""
+
+    filter_words: Count
+    ifmap_words: Count
+    psum_words: Count
+
+
+class Networks(_Part):
+    """Bits a cycle that each network between the global buffer and the processing elements delivers."""
+
+    filter_bits: WidthBits = Field(alias="filter")
+    ifmap_bits: WidthBits = Field(alias="ifmap")
+    psum_in_bits: WidthBits = Field(alias="psum_in")
+    psum_out_bits: WidthBits = Field(alias="psum_out")
+
+
+Coding = Literal["none", "run_length"]
+
+
+class Compression(_Part):
+    """How tensors of each role are coded in DRAM, and the code: runs of zeros.
+
+    A pair says how many zeros (up to 2^run - 1) stand before a level, which is one value; ``pairs`` of them, and what
+    else there is, fill a word. Eyeriss: three pairs of 5 and 16 bits and one more bit are 64 bits.
+    """
+
+    run_bits: WidthBits = Field(alias="run")
+    level_bits: WidthBits = Field(alias="level")
+    pairs: Annotated[int, Field(ge=1, le=1024)]
+    word_bits: WidthBits = Field(alias="word")
+    input: Coding
+    activation: Coding
+    gradient: Coding
+
+    def applies_to(self, role: str) -> bool:
+        """Whether tensors of this role are coded."""
+        return {"input": self.input, "activation": self.activation, "gradient": self.gradient}.get(role) == "run_length"
+
+    @model_validator(mode="after")
+    def _room(self) -> Compression:
+        needed = self.pairs * (self.run_bits + self.level_bits)
+        if needed > self.word_bits:
+            raise ValueError(f"has {self.pairs} pairs of {needed // self.pairs} bit in a word of {self.word_bits} bit")
+        if self.run_bits > 8:
+            raise ValueError(f"codes a run in {self.run_bits} bit; at most 8 are supported")
+        return self
+
+
+class RowTiling(_Part):
+    """Published mapping letters of a row-stationary array for one convolution shape (Chen et al., JSSC 2017).
+
+    ``out_channels`` and ``in_channels`` count per group. ``m`` filters whose sums stay in the global buffer, ``n``
+    images of a pass, ``e`` rows of the output in a set, ``p`` filters and ``q`` channels that share a set, ``r`` sets
+    of other channels and ``t`` sets of other filters that work side by side.
+    """
+
+    phase: Literal["forward", "backward_data", "backward_weight"]
+    out_channels: Count
+    in_channels: Count
+    rows: Count
+    columns: Count
+    kernel: Count
+    m: Count
+    n: Count
+    e: Count
+    p: Count
+    q: Count
+    r: Count
+    t: Count
+
+
+class RowStationary(_Part):
+    """rows × columns processing elements, each of which convolves rows (Eyeriss: ISCA 2016, JSSC 2017).
+
+    ``bank``: the global buffer, which ``buffers.input`` and ``buffers.output`` are two names of, is given out in banks
+    of this size. A DRAM transfer overlaps with computing as far as ``copies`` of these buffers allow: with one, not at
+    all. ``zero_gating``: an element whose activation is zero reads no filter and no sum and does not multiply.
+    ``compression``: how tensors are coded in DRAM, if they are. Of unwanted results the elements are gated.
+    """
+
+    kind: Literal["row_stationary"]
+    rows: Count
+    columns: Count
+    multiplier: Multiplier
+    pipeline_stages: Count
+    scratchpads: Scratchpads
+    networks: Networks
+    bank_bytes: SizeBytes = Field(alias="bank")
+    zero_gating: bool
+    compression: Compression | None = None
+    tilings: Annotated[tuple[RowTiling, ...], Field(strict=False)] = ()
+
+    @property
+    def lanes(self) -> int:
+        return self.rows * self.columns
+
+
 class Buffer(_Part):
     """One on-chip buffer: ``copies`` of ``size`` each (2 = ping-pong), accessed in words of ``word``.
 
     ``bram36`` and ``uram`` are the blocks of all copies together. ``shares`` names a buffer that is the
-    same memory under another name, never used in the same op; this one then takes no blocks of its own.
+    same memory under another name, never used in the same op; this one then takes no blocks of its own. (A
+    row-stationary array uses both in one op, and gives out the memory bank by bank.)
     """
 
     size_bytes: SizeBytes = Field(alias="size")
@@ -212,8 +347,9 @@ class Vector(_Part):
     """The unit for norm, activation, pooling, loss and optimizer work.
 
     ``lanes`` primitive operations a cycle; ``chunk`` is the tile that streams through it; ``load`` and
-    ``store`` name the DMA streams that feed it. ``fuses`` lists functions that ride on the store of the op
-    before them.
+    ``store`` name the DMA streams that feed it, ``load_also`` others on which further operands are loaded side by side.
+    ``fuses`` lists functions that ride on the store of the op before them. ``pool_index``: bits of the position in its
+    window that a max pool keeps of each output, packed; without it, indices are as wide as the trace has them.
     """
 
     lanes: Count
@@ -221,6 +357,8 @@ class Vector(_Part):
     dsp: Amount
     load: Key
     store: Key
+    load_also: Annotated[tuple[Key, ...], Field(strict=False)] = ()
+    pool_index_bits: WidthBits | None = Field(alias="pool_index", default=None)
     fuses: Annotated[tuple[Name, ...], Field(strict=False)] = ()
 
 
@@ -401,7 +539,7 @@ class Hardware(_Part):
     citation: Text
     clock_hz: ClockHz = Field(alias="clock")
     word_bits: WidthBits = Field(alias="word")
-    array: Annotated[ChannelParallel | Systolic, Field(discriminator="kind")]
+    array: Annotated[ChannelParallel | Systolic | RowStationary, Field(discriminator="kind")]
     buffers: dict[Key, Buffer]
     streams: dict[Key, Stream]
     vector: Vector

@@ -33,16 +33,20 @@ FINE, STEP = 8, Fraction(5, 4)
 
 @dataclass(frozen=True, slots=True)
 class Folding:
-    """How much of M, N and K one fold takes (0: all of the block, the streamed T), and its fixed cycles."""
+    """How much of M, N and K one fold takes (0: all of the block, the streamed T), and its fixed cycles.
+
+    ``fused``: how many steps of K an element does at once.
+    """
 
     M: int
     N: int
     K: int
     preload: int
     skew: int
+    fused: int = 1
 
     @staticmethod
-    def of(array: Systolic) -> Folding:
+    def of(array: Systolic, fused: int = 1) -> Folding:
         """The folding of a dataflow.
 
         A stationary operand is shifted in row by row before the streaming starts: ``rows`` cycles. Operands
@@ -52,15 +56,15 @@ class Folding:
         skew = rows - 1 + columns - 1
         match array.dataflow:
             case "weight_stationary":
-                return Folding(0, columns, rows, rows, skew)
+                return Folding(0, columns, rows * fused, rows, skew, fused)
             case "input_stationary":
-                return Folding(columns, 0, rows, rows, skew)
+                return Folding(columns, 0, rows * fused, rows, skew, fused)
             case "output_stationary":
-                return Folding(rows, columns, 0, 0, skew)
+                return Folding(rows, columns, 0, 0, skew, fused)
 
     def streamed(self, m: int, n: int, k: int) -> int:
-        """Which of the three sizes is the streamed one."""
-        return k if self.K == 0 else n if self.N == 0 else m
+        """Vectors that are streamed: as many as one of the three sizes, or a part of it if that is K."""
+        return ceil_div(k, self.fused) if self.K == 0 else n if self.N == 0 else m
 
     def cycles(self, streamed: int, passes: int) -> int:
         """Preload, then ``passes`` cycles per streamed vector, then the skew until the last result is out."""
@@ -232,8 +236,13 @@ def choose_blocks(
     )  # fmt: skip
 
 
-def fits(blocks: Blocks, product: Product, lanes: tuple[Lane, Lane, Lane]) -> bool:
-    """Do the blocks of a product with loops at least as long serve this one as well?"""
+def fits(blocks: Blocks, product: Product, folding: Folding, lanes: tuple[Lane, Lane, Lane]) -> bool:
+    """Do the blocks of a product with loops at least as long serve this one as well?
+
+    Where operands are of other widths, a fold may be deeper: blocks have to be whole folds.
+    """
+    if folding.K and blocks.K < product.K and blocks.K % folding.K:
+        return False
     left, right = product.left, product.right
     m, n, k = min(blocks.M, product.M), min(blocks.N, product.N), min(blocks.K, product.K)
 

@@ -22,6 +22,7 @@ from fractions import Fraction
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import ChannelParallel, Hardware
 from jouletrace.mapping.issue import GRADIENT, WEIGHT_TILE, Issuer, Loop, Step, issuer
+from jouletrace.mapping.layout import bursts, group_of
 from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.plan import Base, part, wanted_share
 from jouletrace.mapping.program import Action, ProgramBuilder
@@ -300,12 +301,26 @@ class _Plan:
         rows, columns = p.input_rows(patch.rows), p.input_columns(patch.columns)
         if not self.full:  # padding is not stored: it is made on chip
             rows, columns = min(rows, p.map_rows), min(columns, p.map_columns)
-        return Transfer("input", "input", False, p.roles[0], channels * rows * columns, p.bits[0])
+        parts = self._bursts(patch, full if self.full else in_, p.in_channels, self.array.in_channels, rows, columns)
+        return Transfer("input", "input", False, p.roles[0], channels * rows * columns, p.bits[0], bursts=parts)
+
+    def _bursts(self, patch: _Patch, channels: int, of: int, lanes: int, rows: int, columns: int) -> int:
+        """Contiguous pieces of ``rows`` × ``columns`` of a map, of which the patch covers the whole or a part."""
+        p = self.p
+        group = 0 if p.is_product else group_of(self.array.layout, lanes, of)
+        whole = (patch.rows >= p.rows, patch.columns >= p.columns)
+        return int(bursts(group, min(channels, of), rows, columns, *whole))
+
+    def _out(self, out: int) -> int:
+        """Channels of an output tile as it lies in DRAM, where loop bounds are fixed at synthesis."""
+        return self.tile.out_channels if self.full else out
 
     def _operand(self, patch: _Patch, out: int) -> Transfer:
         p = self.p
         channels = stored_channels(self.hardware, out, p.bits[1], "operand", self.tile.out_channels)
-        return Transfer("operand", "operand", False, p.roles[1], channels * patch.rows * patch.columns, p.bits[1])
+        parts = self._bursts(patch, self._out(out), p.out_channels, self.array.out_channels, patch.rows, patch.columns)
+        values = channels * patch.rows * patch.columns
+        return Transfer("operand", "operand", False, p.roles[1], values, p.bits[1], bursts=parts)
 
     def _kernel(self, stream: str, out: int, in_: int, *, opens: bool, closes: bool, write: bool) -> Transfer:
         """Kernel values of a channel tile: weights coming in, or gradients going out (role ``backward_weight``)."""
@@ -323,36 +338,39 @@ class _Plan:
         p = self.p
         channels = stored_channels(self.hardware, out, p.bits[2], "output", self.tile.out_channels)
         values = part(channels * patch.rows * patch.columns, self.share)
-        return Transfer("output", "output", True, p.roles[2], values, p.bits[2], *ends)
+        parts = self._bursts(patch, self._out(out), p.out_channels, self.array.out_channels, patch.rows, patch.columns)
+        return Transfer("output", "output", True, p.roles[2], values, p.bits[2], *ends, bursts=parts)
 
     def _work(self, out: int, in_: int, patch: _Patch) -> tuple[int, tuple[tuple[Action, int], ...]]:
         """Cycles of one compute, and the accesses that it makes.
 
-        Every cycle reads one word per input lane and accumulates one per output lane; a kernel value is read once
-        per tap and fold and then held in a register (loop order kernel, rows, columns: the map runs innermost).
-        Of unwanted results the array does all, nothing, or not even takes the time, as its spec says.
+        Every cycle reads one word per input lane (or as many as a lane fuses) and accumulates one per output lane; a
+        kernel value is read once per tap and fold and then held in a register (loop order kernel, rows, columns: the
+        map runs innermost). Of unwanted results the array does all, nothing, or not even takes the time, as its spec
+        says.
         """
         p, array = self.p, self.array
-        folds = ceil_div(out, array.out_channels) * ceil_div(in_, array.in_channels)
-        iterations = folds * patch.work * p.taps * p.passes
+        folds = ceil_div(out, array.out_channels) * ceil_div(in_, array.in_channels * p.fused_channels)
+        iterations = folds * ceil_div(patch.work, p.fused_positions) * p.taps * p.passes
         manner, all_ = array.unwanted_results, Fraction(1)
         busy = self.share if manner == "packed" else all_
         cycles = part(iterations * array.initiation_interval, busy)
-        useful = out * in_ * patch.useful * p.taps * p.passes // p.packed
+        pairs = out * ceil_div(in_ // p.packed, p.fused_channels)
+        useful = pairs * ceil_div(patch.useful, p.fused_positions) * p.taps * p.passes
         useful = part(useful, all_ if manner == "computed" else self.share)
         unit = array.multiplier
-        kernel_reads = folds * array.lanes * p.taps * p.passes
+        kernel_reads = folds * array.lanes * p.taps * p.passes * p.fused_channels
         x, w, y = (self._words_of(bits) for bits in p.bits)
         counts: list[tuple[Action, int]] = [
             (("array", f"mac_{unit.format}{unit.bits}", ""), useful),
             (("array", "idle", ""), cycles * array.lanes - useful),
         ]
         accesses: list[tuple[Action, int]] = [
-            (("buffer.input", "read", p.roles[0]), iterations * array.in_channels * x)
+            (("buffer.input", "read", p.roles[0]), iterations * array.in_channels * p.fused * x)
         ]
         if p.role == "backward_weight":
             accesses += [
-                (("buffer.operand", "read", p.roles[1]), iterations * array.out_channels * w),
+                (("buffer.operand", "read", p.roles[1]), iterations * array.out_channels * p.fused * w),
                 (("buffer.weight", "read", p.roles[2]), kernel_reads * y),
                 (("buffer.weight", "write", p.roles[2]), kernel_reads * y),
             ]

@@ -30,6 +30,9 @@ class Loops:
     ``step``: rows of the input map per row of the output map, as (numerator, denominator): (s, 1) for a stride s,
     (1, s) for its backward-data. ``work_rows``, ``work_columns``: rows and columns that the array really runs through
     for a whole map (zero insertion runs through all; gathering only through the taps that exist).
+
+    ``fused``: products of one sum that a lane computes at once, of as many input channels, or map positions where the
+    reduction is over the map.
     """
 
     role: Literal["forward", "backward_data", "backward_weight"]
@@ -48,6 +51,7 @@ class Loops:
     work_rows: int
     work_columns: int
     passes: int
+    fused: int
     macs: int
     bits: tuple[int, int, int]
     roles: tuple[str, str, str]
@@ -56,6 +60,19 @@ class Loops:
     @property
     def taps(self) -> int:
         return self.kernel[0] * self.kernel[1]
+
+    @property
+    def is_product(self) -> bool:
+        """Whether there is no map: a matrix product, whose tiles have no halo."""
+        return self.taps == 1 and self.columns == 1
+
+    @property
+    def fused_channels(self) -> int:
+        return 1 if self.role == "backward_weight" else self.fused
+
+    @property
+    def fused_positions(self) -> int:
+        return self.fused if self.role == "backward_weight" else 1
 
     def input_rows(self, tile_rows: int) -> int:
         """Rows of the input map under ``tile_rows`` rows of the output map, halo included."""
@@ -88,11 +105,12 @@ def loops(op: Op, trace: Trace, hardware: Hardware) -> Loops:
     )
     out = trace.tensor[op.writes[0]]
     passes = hardware.passes(first.bits, second.bits)
+    fused = array.multiplier.fused(first.bits, second.bits)
     if isinstance(op.nest, Gemm):
         g = op.nest
         return Loops(
             "forward", g.B, 1, 1, g.N, g.K, g.M, 1, (1, 1), (1, 1), ((1, 1), (1, 1)), g.M, 1, g.M, 1, passes,
-            g.macs, (first.bits, second.bits, out.bits), (first.role, second.role, out.role), False,
+            fused, g.macs, (first.bits, second.bits, out.bits), (first.role, second.role, out.role), False,
         )  # fmt: skip
     if not isinstance(op.nest, Conv):
         raise MappingError(
@@ -108,12 +126,12 @@ def loops(op: Op, trace: Trace, hardware: Hardware) -> Loops:
         return Loops(
             "backward_data", groups, pack, c.N, pack * c.C, pack * c.K, c.IY, c.IX, (c.R, c.S), span,
             ((1, c.stride[0]), (1, c.stride[1])), c.OY, c.OX,
-            max(c.IY, c.OY) if zero else c.OY, max(c.IX, c.OX) if zero else c.OX, passes, c.macs,
+            max(c.IY, c.OY) if zero else c.OY, max(c.IX, c.OX) if zero else c.OX, passes, fused, c.macs,
             (first.bits, second.bits, out.bits), (first.role, second.role, out.role), False,
         )  # fmt: skip
     x, w = (first, second) if c.role == "forward" else (second, first)
     return Loops(
         c.role, groups, pack, c.N, pack * c.K, pack * c.C, c.OY, c.OX, (c.R, c.S), span,
-        ((c.stride[0], 1), (c.stride[1], 1)), c.IY, c.IX, c.OY, c.OX, passes, c.macs,
+        ((c.stride[0], 1), (c.stride[1], 1)), c.IY, c.IX, c.OY, c.OX, passes, fused, c.macs,
         (x.bits, w.bits, out.bits), (x.role, w.role, out.role), unpadded(x, trace),
     )  # fmt: skip

@@ -19,9 +19,9 @@ sequence is an array of indices into them.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -30,7 +30,9 @@ from numpy.typing import NDArray
 
 from jouletrace.trace.model import Phase
 
-__all__ = ["Action", "Command", "Engine", "EngineKind", "OpInfo", "Pool", "Port", "Program", "ProgramBuilder"]
+__all__ = [
+    "Action", "Command", "Engine", "EngineKind", "OpCommands", "OpInfo", "Pool", "Port", "Program", "ProgramBuilder",
+]  # fmt: skip
 
 # (component, action, tensor role); the role is "" where no tensor is meant
 Action = tuple[str, str, str]
@@ -131,6 +133,21 @@ class Program:
         return np.bincount(self.sequence, minlength=len(self.commands)).astype(np.int64)
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class OpCommands:
+    """What one op became, free of its program: to become the same again, in this program or another.
+
+    ``engines`` and ``pools`` stand in the order in which the op asked for them, and commands number those; ``sequence``
+    counts from the op's first command.
+    """
+
+    engines: tuple[Engine, ...]
+    pools: tuple[Pool, ...]
+    commands: tuple[Command, ...]
+    sequence: Sequence32
+    tiles: int
+
+
 class ProgramBuilder:
     """Collects engines, pools and commands; the only mutable thing in the mapping.
 
@@ -150,17 +167,23 @@ class ProgramBuilder:
         self._engines: dict[str, tuple[int, Engine]] = {}
         self._pools: dict[str, tuple[int, Pool]] = {}
         self._ops: list[OpInfo] = []
-        self._commands: dict[Command, int] = {}
+        self._commands: list[Command] = []
         self._sequence: list[Sequence32] = []
         self._emitted = 0
         self._after: tuple[int, ...] = ()
+        # Of the open op: its commands, where it begins, and the engines and pools that it asked for.
+        self._own: dict[Command, int] = {}
+        self._first = (0, 0)
+        self._asked: tuple[dict[str, None], dict[str, None]] = ({}, {})
 
     def engine(self, name: str, kind: EngineKind) -> int:
         """The index of the engine of this name, made on first use."""
+        self._asked[0][name] = None
         return self._engines.setdefault(name, (len(self._engines), Engine(name, kind)))[0]
 
     def pool(self, name: str, credits: int, buffer: str = "") -> int:
         """The index of the pool of this name, made on first use."""
+        self._asked[1][name] = None
         return self._pools.setdefault(name, (len(self._pools), Pool(name, credits, buffer)))[0]
 
     @property
@@ -178,13 +201,14 @@ class ProgramBuilder:
         """Opens an op: commands made inside belong to it, and none starts before ``after`` have ended."""
         self._ops.append(info)
         self._after = tuple(sorted(set(after)))
+        self._own = {}
+        self._first = (len(self._commands), len(self._sequence))
+        self._asked = ({}, {})
         yield self.op_index
         self._after = ()
 
     def set_tiles(self, tiles: int) -> None:
         """States the number of load-compute-store groups of the current op."""
-        from dataclasses import replace
-
         self._ops[-1] = replace(self._ops[-1], tiles=tiles)
 
     def command(
@@ -201,7 +225,11 @@ class ProgramBuilder:
             self.op_index, name, tuple(holds), tuple(takes), tuple(gives), self._after, start_cycles,
             tuple((action, n) for action, n in counts if n),
         )  # fmt: skip
-        return self._commands.setdefault(command, len(self._commands))
+        known = self._own.get(command)
+        if known is None:
+            known = self._own[command] = len(self._commands)
+            self._commands.append(command)
+        return known
 
     def emit(self, commands: Iterable[int] | Sequence32, times: int = 1) -> None:
         """Appends commands to the program, the whole list ``times`` times."""
@@ -210,6 +238,35 @@ class ProgramBuilder:
         )
         self._sequence.append(np.tile(chunk, times) if times != 1 else chunk)
         self._emitted += len(chunk) * times
+
+    def recorded(self) -> OpCommands:
+        """What the open op has become so far."""
+        first, chunk = self._first
+        own = self._commands[first:]
+        engines, pools = dict(self._asked[0]), dict(self._asked[1])
+        made = tuple(engine.name for _, engine in self._engines.values()), tuple(self._pools)
+        for command in own:  # some engines and pools were made before all ops
+            engines.update((made[0][engine], None) for engine, _ in command.holds)
+            pools.update((made[1][pool], None) for pool, _ in (*command.takes, *command.gives))
+        engine = {self._engines[name][0]: i for i, name in enumerate(engines)}
+        pool = {self._pools[name][0]: i for i, name in enumerate(pools)}
+        sequence = np.concatenate([np.zeros(0, dtype=np.int32), *self._sequence[chunk:]])
+        return OpCommands(
+            tuple(self._engines[name][1] for name in engines),
+            tuple(self._pools[name][1] for name in pools),
+            tuple(_renumbered(command, 0, (), engine, pool) for command in own),
+            sequence - np.int32(first),
+            self._ops[-1].tiles,
+        )
+
+    def repeat(self, op: OpCommands) -> None:
+        """Lets the open op become what another has become."""
+        engine = {i: self.engine(e.name, e.kind) for i, e in enumerate(op.engines)}
+        pool = {i: self.pool(p.name, p.credits, p.buffer) for i, p in enumerate(op.pools)}
+        first, index, after = len(self._commands), self.op_index, self._after
+        self._commands += [_renumbered(command, index, after, engine, pool) for command in op.commands]
+        self.emit(op.sequence + np.int32(first))
+        self.set_tiles(op.tiles)
 
     def build(self, port: Port | None = None) -> Program:
         """The finished, frozen program."""
@@ -226,3 +283,14 @@ class ProgramBuilder:
             sequence,
             port or Port(),
         )
+
+
+def _renumbered(
+    command: Command, op: int, after: tuple[int, ...], engine: Mapping[int, int], pool: Mapping[int, int]
+) -> Command:
+    """The command in another place, with other numbers for its engines and pools."""
+    return Command(
+        op, command.name, tuple([(engine[e], cycles) for e, cycles in command.holds]),
+        tuple([(pool[p], n) for p, n in command.takes]), tuple([(pool[p], n) for p, n in command.gives]), after,
+        command.start_cycles, command.counts,
+    )  # fmt: skip

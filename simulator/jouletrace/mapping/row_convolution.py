@@ -1,7 +1,8 @@
 """Convolutions and products as a row-stationary array sees them: filters that slide over images, row by row.
 
-All three roles of a convolution, gemm and both products of attention become one form. ``filters`` × ``channels`` kernels
-slide over ``images`` × ``channels`` maps and give ``images`` × ``filters`` outputs, in ``groups`` independent copies:
+All three roles of a convolution, gemm and both products of attention become one form. ``filters`` × ``channels``
+kernels slide over ``images`` × ``channels`` maps and give ``images`` × ``filters`` outputs, in ``groups`` independent
+copies:
 
 ======================  ======  ==========  ===========  =============  ==========  ================
 op                      images  filters     channels     kernel         output      slides over
@@ -14,8 +15,8 @@ attention               Q; Q    K; D        D; K         1 × 1          1 × 1 
 ======================  ======  ==========  ===========  =============  ==========  ================
 
 Backward data with a stride falls into residue classes, each a dense convolution of its own, as on a systolic array
-(:mod:`jouletrace.mapping.matrix`); positions that no tap reaches are only stored. In backward-weight the gradient of the
-output is the kernel, the stride spaces its taps, and the dilation is the stride of the output.
+(:mod:`jouletrace.mapping.matrix`); positions that no tap reaches are only stored. In backward-weight the gradient of
+the output is the kernel, the stride spaces its taps, and the dilation is the stride of the output.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The processing passes of a row convolution: in which order they come, how long each takes, and what it accesses.
 
-In a pass every element of a set holds one row of the kernel and slides it over one row of the map, for ``p`` filters and
-``q`` channels that share the scratchpads; the sums of a column of elements add up from element to element. A *window* is
-one position of that sliding: ``p``·``q``·``segment`` multiply-accumulates in each element, one a cycle.
+In a pass every element of a set holds one row of the kernel and slides it over one row of the map, for ``p`` filters
+and ``q`` channels that share the scratchpads; the sums of a column of elements add up from element to element. A
+*window* is one position of that sliding: ``p``·``q``·``segment`` multiply-accumulates in each element, one a cycle.
 
     fill      the filters and the first window are delivered, each over its own network, side by side
     windows   while one is worked on, the new columns of the next one arrive, and with them come the sums of the buffer;
@@ -71,8 +71,8 @@ class Pass:
 class Passes:
     """All passes of a convolution by letters, in order: parallel arrays of indices into the parts of each dimension.
 
-    From outer to inner loop: group, images, strip of output rows, resident filters; then channels, groups of kernel rows
-    and of kernel columns, over which sums build up; then the filters of a pass.
+    From outer to inner loop: group, images, strip of output rows, resident filters; then channels, groups of kernel
+    rows and of kernel columns, over which sums build up; then the filters of a pass.
     """
 
     def __init__(self, conv: RowConvolution, letters: Letters) -> None:
@@ -122,8 +122,8 @@ def step_columns(axis: Axis, taps: int) -> int:
 class Machine:
     """One convolution by its letters on one hardware: cycles and accesses of its passes.
 
-    ``share`` of the results are wanted. Filling and the rest of a pass are told apart, since filling is what empties the
-    buffer of the filters.
+    ``share`` of the results are wanted. Filling and the rest of a pass are told apart, since filling is what empties
+    the buffer of the filters.
     """
 
     def __init__(self, conv: RowConvolution, letters: Letters, hardware: Hardware, share: Fraction) -> None:

@@ -1,9 +1,9 @@
 """Convolutions and products on a row-stationary array: two array commands per processing pass.
 
-``fill`` brings kernels and the first window to the elements, ``pass`` is the rest (:mod:`jouletrace.mapping.row_passes`).
-Kernels are fetched from DRAM while the pass before works, as filling empties their buffer. Maps and sums share the global
-buffer: with one copy of it, no map is loaded and no result stored while the array works, which is how Eyeriss is built
-(Chen et al., JSSC 2017); with two, transfers run ahead.
+``fill`` brings kernels and the first window to the elements, ``pass`` is the rest
+(:mod:`jouletrace.mapping.row_passes`). Kernels are fetched from DRAM while the pass before works, as filling empties
+their buffer. Maps and sums share the global buffer: with one copy of it, no map is loaded and no result stored while
+the array works, which is how Eyeriss is built (Chen et al., JSSC 2017); with two, transfers run ahead.
 
 Maps stay in the global buffer for all filters whose sums are there, sums until every channel is added; then they are
 stored once. What the elements or the buffer still hold from the pass before is not loaded again.
@@ -17,7 +17,6 @@ from fractions import Fraction
 import numpy as np
 
 from jouletrace.errors import MappingError
-from jouletrace.hardware.energy import price_list
 from jouletrace.hardware.spec import Hardware, RowStationary
 from jouletrace.mapping.fusion import FusionPlan
 from jouletrace.mapping.matrix import Axis, Indices
@@ -52,12 +51,15 @@ def map_row_stationary(
     planned = found if base is None else row_convolutions(base.op, base.trace)
     tiles = 0
     for conv, whole in zip(found, planned, strict=True):
-        room = _room(conv, hardware)
-        letters = _published(op, array)
+        room = Room.of(conv, hardware)
+        letters = _published(op if base is None else base.op, array)
         if letters is None and whole != conv:
             letters = _letters(whole, hardware)
-        if letters is None or not fits(letters, conv, array, room):
-            letters = choose_letters(_dense(conv), array, room, _worth(hardware))
+        if letters is None or not fits(letters, conv, room):
+            try:
+                letters = choose_letters(_dense(conv), room, Worth.of(hardware))
+            except MappingError as error:
+                raise MappingError(f"op {op.name!r} fits no mapping on {hardware.name!r}: {error}") from None
         tiles += _Mapping(conv, letters, hardware, memory, wanted_share(op)).emit()
     return tiles
 
@@ -84,33 +86,10 @@ def _published(op: Op, array: RowStationary) -> Letters | None:
 
 def _letters(conv: RowConvolution, hardware: Hardware) -> Letters | None:
     """The letters of the whole op for which the accelerator was planned, if it can be mapped itself."""
-    array = hardware.array
-    assert isinstance(array, RowStationary)
     try:
-        return choose_letters(_dense(conv), array, _room(conv, hardware), _worth(hardware))
+        return choose_letters(_dense(conv), Room.of(conv, hardware), Worth.of(hardware))
     except MappingError:
         return None
-
-
-def _room(conv: RowConvolution, hardware: Hardware) -> Room:
-    words = [hardware.storage_bits(bits) // hardware.word_bits for bits in conv.tensors.bits]
-    sizes = (hardware.buffers[name].size_bytes for name in ("input", "weight"))
-    return Room(*sizes, hardware.word_bits, (words[0], words[1], words[2]))
-
-
-def _worth(hardware: Hardware) -> Worth:
-    prices, words = price_list(hardware), hardware.word_bits
-
-    def per_word(component: str, action: str, bits: int) -> int:
-        return prices.of(component, action).energy_aj * words // bits
-
-    idle = prices.of("array", "idle").energy_aj * hardware.array.lanes
-    return Worth(
-        per_word("dram", "read", 8),
-        per_word("buffer.input", "read", hardware.buffers["input"].word_bits),
-        prices.of("network", "word").energy_aj,
-        idle + prices.of("chip", "static").energy_aj + prices.of("dram", "background").energy_aj,
-    )
 
 
 class _Mapping:
@@ -168,16 +147,16 @@ class _Mapping:
         fill, windows = machine.fill_cycles(work), machine.window_cycles(work)
         counts = machine.window_counts(work)
         macs = counts[0][1]
-        lanes, command, taken = self.hardware.array.lanes, self.memory.builder.command, set(begins) - {OUTPUTS}
+        lanes, command = self.hardware.array.lanes, self.memory.builder.command
         kernels = ((self.free[KERNELS], 1),) if KERNELS in begins else ()
         return (
             command(
-                "fill", [(self.engine, fill)], [(self.full[b], 1) for b in sorted(taken)], kernels,
+                "fill", [(self.engine, fill)], [((self.free if b == OUTPUTS else self.full)[b], 1) for b in begins],
+                kernels,
                 counts=[*machine.fill_counts(work), (("array", "idle", ""), lanes * fill)],
             ),
             command(
-                "pass", [(self.engine, windows)],
-                [(self.free[OUTPUTS], 1)] if OUTPUTS in begins else (),
+                "pass", [(self.engine, windows)], (),
                 [((self.full if b == OUTPUTS else self.free)[b], 1) for b in ends if b != KERNELS],
                 counts=[*counts, (("array", "idle", ""), lanes * windows - macs)],
             ),
@@ -269,26 +248,24 @@ class _Mapping:
     ) -> int:
         """One transfer of a block, coded as the hardware codes tensors of its role."""
         store, tensors = i == OUTPUTS, self.conv.tensors
-        source, target = () if pools is None else ((pools[0], 1),), () if pools is None else ((pools[1], 1),)
-        return self.memory.command(
-            f"{'store' if store else 'load'} {NAMES[i]}",
-            Transfer(
-                NAMES[i], NAMES[i], store, tensors.roles[i], elements, tensors.bits[i], coded_bytes=self._coded(i, elements)
-            ),
-            (*source, *takes), (*target, *gives),
-        )  # fmt: skip
+        transfer = Transfer(NAMES[i], NAMES[i], store, tensors.roles[i], elements, tensors.bits[i])
+        transfer = replace(transfer, coded_bytes=self._coded(i, elements))
+        if pools is not None:
+            takes, gives = ((pools[0], 1), *takes), ((pools[1], 1), *gives)
+        return self.memory.command(f"{'store' if store else 'load'} {NAMES[i]}", transfer, takes, gives)
 
     def _coded(self, i: int, elements: int) -> int | None:
         array, tensors = self.hardware.array, self.conv.tensors
         assert isinstance(array, RowStationary)
         code = array.compression
-        if code is None or tensors.roles[i] not in code.roles:
+        if code is None or not code.applies_to(tensors.roles[i]):
             return None
         return coded_bytes(elements, self.hardware.storage_bits(tensors.bits[i]), tensors.densities[i], code)
 
     def _store_zeros(self) -> None:
         """Stores a gradient that no tap reaches, a buffer at a time; the array has no part in it."""
-        copy = self.memory.buffer("output").size_bytes * 8 // self.hardware.storage_bits(self.conv.tensors.bits[OUTPUTS])
+        bits = self.hardware.storage_bits(self.conv.tensors.bits[OUTPUTS])
+        copy = self.memory.buffer("output").size_bytes * 8 // bits
         whole, rest = divmod(part(self.conv.zeros, self.share), copy)
         for elements, times in ((copy, whole), (rest, min(rest, 1))):
             if times:

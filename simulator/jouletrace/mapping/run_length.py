@@ -5,8 +5,8 @@ coded as a level of its own. With a share d of non-zeros, wherever they lie, a p
 
     1 + (1-d) + (1-d)² + … + (1-d)^(2^run - 1)  =  (1 - (1-d)^(2^run)) / d   values,
 
-as the k-th zero is in the pair if the k values before it are zeros. Dense data grow: by 4/3 with Eyeriss' three pairs of
-5 and 16 bits in 64. Code: Chen et al., JSSC 2017, section IV.
+as the k-th zero is in the pair if the k values before it are zeros. Dense data grow: by 4/3 with Eyeriss' three pairs
+of 5 and 16 bits in 64. Code: Chen et al., JSSC 2017, section IV.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import lru_cache
 
-from jouletrace.hardware.spec import RunLength
+from jouletrace.hardware.spec import Compression
 from jouletrace.mapping.transfer import ceil_div
 
 __all__ = ["coded_bytes"]
 
 
-def coded_bytes(elements: int, bits: int, density: Fraction, code: RunLength) -> int:
+def coded_bytes(elements: int, bits: int, density: Fraction, code: Compression) -> int:
     """Bytes that elements of so many bits are expected to take when coded, rounded up to whole words of the code.
 
     An element wider than a level is several values of the same density.
 
-    >>> code = RunLength.model_validate(
-    ...     {"run": "5 bit", "level": "16 bit", "pairs": 3, "word": "64 bit", "roles": ["activation"]})
-    >>> [coded_bytes(96, 16, Fraction(1, n), code) for n in (1, 2, 10**9)]
-    [256, 128, 8]
+    >>> from jouletrace.hardware.load import load_hardware
+    >>> code = load_hardware("eyeriss").array.compression
+    >>> [coded_bytes(96, 16, Fraction(1, n), code) for n in (1, 2, 4)]
+    [256, 136, 72]
     """
     values = elements * ceil_div(bits, code.level_bits)
     pairs = values / _values_per_pair(density, code.run_bits)

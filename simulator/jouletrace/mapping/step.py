@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from jouletrace.errors import MappingError, UsageError, did_you_mean
-from jouletrace.hardware.spec import ChannelParallel, Hardware
+from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
 from jouletrace.mapping.channel_parallel import ChannelParallelMapper
 from jouletrace.mapping.fusion import FusionPlan, as_stored, plan_fusion
+from jouletrace.mapping.memory import content, is_off, mapped
 from jouletrace.mapping.plan import Base, base_of
 from jouletrace.mapping.program import OpInfo, Program, ProgramBuilder
+from jouletrace.mapping.row_stationary import map_row_stationary
 from jouletrace.mapping.systolic import map_systolic
 from jouletrace.mapping.transfer import Memory
 from jouletrace.mapping.vector import map_vector
 from jouletrace.trace.check import waits_for
 from jouletrace.trace.model import PHASES, Attention, Conv, Gemm, Op, Trace
 
-__all__ = ["Edges", "map_step", "select", "serial"]
+__all__ = ["Edges", "map_step", "riders", "select", "serial"]
 
 
 def select(trace: Trace, only: str) -> tuple[Op, ...]:
@@ -79,6 +81,8 @@ def map_step(
     if base is not None and planned_fusion is not None:
         base = as_stored(base, planned_fusion)
     edges = Edges(trace, fusion)
+    kept = None if is_off() else mapped(hardware)
+    base_edges = None if planned_fusion is None else (planned_fusion, riders(planned_fusion))
     waits: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
     previous: tuple[int, ...] = ()
@@ -90,7 +94,15 @@ def map_step(
             before = builder.emitted
             try:
                 planned = base_of(op, base)
-                builder.set_tiles(_map(op, stored, hardware, memory, channels, fusion, planned))
+                key = (content(op, stored, fusion, edges.riders), None if planned is None or base_edges is None else
+                       content(planned.op, planned.trace, *base_edges))
+                known = None if kept is None else kept.find(key)
+                if known is not None:
+                    builder.repeat(known)
+                else:
+                    builder.set_tiles(_map(op, stored, hardware, memory, channels, fusion, planned))
+                    if kept is not None:
+                        kept.keep(key, builder.recorded())
             except MappingError as error:
                 problems += error.problems
         # An op without commands passes on what it waits for.
@@ -101,6 +113,11 @@ def map_step(
     if problems:
         raise MappingError(problems)
     return builder.build(memory.port())
+
+
+def riders(fusion: FusionPlan) -> dict[str, str]:
+    """What rides on each host."""
+    return {host: rider for rider, host in fusion.hosts.items()}
 
 
 def serial(hardware: Hardware) -> bool:
@@ -120,7 +137,7 @@ class Edges:
     def __init__(self, trace: Trace, fusion: FusionPlan) -> None:
         self.trace = trace
         self.fusion = fusion
-        self.riders = {host: rider for rider, host in fusion.hosts.items()}
+        self.riders = riders(fusion)
 
     def of(self, op: Op) -> list[str]:
         """Names of the ops that must have ended before this one starts."""
@@ -148,6 +165,8 @@ def _map(
     on_host = hardware.host is not None and op.kind in hardware.host.kinds
     if on_host or not isinstance(op.nest, Conv | Gemm | Attention):
         return map_vector(op, trace, hardware, memory, fusion, base)
+    if isinstance(hardware.array, RowStationary):
+        return map_row_stationary(op, trace, hardware, memory, fusion, base)
     if channels is None:
         return map_systolic(op, trace, hardware, memory, base)
     return channels.map(op, trace, base)

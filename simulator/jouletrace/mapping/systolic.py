@@ -11,6 +11,8 @@ input stationary    K          M          N           rows + T·passes + (rows -
 output stationary   M          N          K           T·passes + (rows - 1) + (columns - 1)
 ==================  =========  =========  ==========  ===========================================
 
+A bit-flexible element that fuses several products takes as many steps of K at once: a fold is deeper, or T shorter.
+
 A fold at the edge of a dimension uses fewer rows or columns and takes as long. Partial sums of the K folds
 add up in the output buffer. Loads run ahead as far as there are free buffer copies; how long a layer takes
 is found by the engine. The conventions are those of SCALE-Sim (Samajdar et al., ISPASS 2020).
@@ -124,7 +126,7 @@ class _Mapping:
     ) -> None:
         self.product, self.array, self.hardware, self.memory, self.share = product, array, hardware, memory, share
         self.operands = (product.left, product.right, product.result)
-        self.folding = Folding.of(array)
+        self.folding = self._folding(product)
         self.passes = hardware.passes(product.left.bits, product.right.bits)
         blocks = self._blocks(whole)
         self.spans, self.outer = blocks.spans, blocks.outer
@@ -145,15 +147,18 @@ class _Mapping:
             except MappingError:  # too wide for this array itself
                 pass
             else:
-                if fits(blocks, self.product, self._lanes(self.product)):
+                if fits(blocks, self.product, self.folding, self._lanes(self.product)):
                     return blocks
         return self._search(self.product)
+
+    def _folding(self, product: Product) -> Folding:
+        return Folding.of(self.array, self.array.multiplier.fused(product.left.bits, product.right.bits))
 
     def _search(self, product: Product) -> Blocks:
         passes = self.hardware.passes(product.left.bits, product.right.bits)
         dram = self.hardware.dram
         port = Fraction(0) if dram.port == "stream_share" else 8 * self.hardware.dram_bytes_per_cycle
-        return choose_blocks(product, self.folding, passes, self._lanes(product), port)
+        return choose_blocks(product, self._folding(product), passes, self._lanes(product), port)
 
     def emit(self) -> int:
         """Appends the commands in program order; returns the number of blocks."""
@@ -223,8 +228,9 @@ class _Mapping:
         manner, all_ = self.array.unwanted_results, Fraction(1)
         busy = self.share if manner == "packed" else all_
         cycles = part(self.folding.cycles(self.folding.streamed(m, n, k), self.passes), busy)
-        # Work: every MAC of the nest takes `passes` lane-cycles; every other lane-cycle of the fold is idle.
-        macs = part(useful_rows * n * k * self.passes, all_ if manner == "computed" else self.share)
+        # Work: `passes` lane-cycles for every MAC of the nest, or for as many as a lane fuses; the others are idle.
+        macs = useful_rows * n * ceil_div(k, self.folding.fused) * self.passes
+        macs = part(macs, all_ if manner == "computed" else self.share)
         unit = self.array.multiplier
         bias = n if self.product.bias and opens_sum else 0
         sums = self._words(RESULT, m * n, self._partial_bits(result))

@@ -26,7 +26,7 @@ def ceil_div(a: int, b: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One contiguous transfer on one stream: ``words`` elements of ``bits`` each.
+    """One transfer on one stream: ``words`` elements of ``bits`` each, in ``bursts`` of contiguous addresses.
 
     ``opens`` and ``closes`` say whether a contiguous run of transfers begins or ends here; a stream that
     restarts at every transfer ignores them. ``coded_bytes``: the bytes in DRAM, where what is there is coded and the
@@ -42,6 +42,7 @@ class Transfer:
     opens: bool = True
     closes: bool = True
     coded_bytes: int | None = None
+    bursts: int = 1
 
 
 class Memory:
@@ -73,12 +74,12 @@ class Memory:
         return Port("round_robin", self.port_engine, self._port_cycles(dram.grant_bytes))
 
     def start_cycles(self, transfer: Transfer) -> int:
-        """Start cost of a transfer: at each one, or where a contiguous run opens or closes."""
+        """Start cost of a transfer: at each burst, or only at breaks and where a contiguous run opens or closes."""
         stream = self.stream(transfer.stream)
         if stream.restarts == "transfer":
-            return stream.start_cycles
+            return transfer.bursts * stream.start_cycles
         paid = transfer.opens if stream.start_paid_at == "open" else transfer.closes
-        return stream.start_cycles if paid else 0
+        return (transfer.bursts - 1 + paid) * stream.start_cycles
 
     def cycles(self, transfer: Transfer) -> int:
         """Cycles for which the stream is held, start cost included."""
@@ -102,6 +103,7 @@ class Memory:
         """Accesses of a transfer: DRAM bytes, row activations, and words of the buffer."""
         size_bytes, role = self._size_bytes(transfer), transfer.role
         rows = ceil_div(size_bytes, self.hardware.dram.row_bytes)
+        rows = max(rows, min(transfer.bursts, size_bytes))  # each burst opens a row
         words = ceil_div(transfer.words * self._bits(transfer), self.buffer(transfer.buffer).word_bits)
         dram, buffer = ("write", "read") if transfer.write else ("read", "write")
         return [

@@ -18,7 +18,8 @@ chunk, computing the next and loading the one after overlap. Loads run ahead by 
 
 Computing takes one cycle for every ``lanes`` primitive operations (the unit is pipelined: each primitive
 takes one slot), and at least one slot per element that passes. A stream starts anew whenever it changes
-operand, and for every row of a gather or scatter.
+operand, and for every row of a gather or scatter. Where ``vector.load_also`` names further streams, operands take
+turns on them, each with its own hand-shake, and are loaded side by side.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from jouletrace.mapping.plan import Base
 from jouletrace.mapping.program import Action
 from jouletrace.mapping.sweeps import Operand, Sweep, operands, sweeps
 from jouletrace.mapping.transfer import Memory, Transfer, ceil_div
-from jouletrace.trace.model import Op, Tensor, Trace
+from jouletrace.trace.model import Op, Pool, Tensor, Trace
 from jouletrace.units import show_bytes
 
 __all__ = ["chunk_elements", "map_host", "map_vector"]
@@ -78,13 +79,31 @@ def _planned(op: Op, trace: Trace, hardware: Hardware, base: Base | None) -> tup
         names = (*base.op.reads, *base.op.writes)
         given = chunk_elements(names, base.trace, hardware, _fetched_bits(base.op, base.trace))
         chunk = min(chunk, given or chunk)
-    planned = [sweep for sweep in sweeps(op, trace, chunk) if sweep.longest]
+    planned = [_packed(sweep, op, trace, hardware) for sweep in sweeps(op, trace, chunk) if sweep.longest]
     limits = [chunk_elements(_streamed(sweep), trace, hardware, bits) for sweep in planned]
     if base is not None:
         whole, given = _planned(base.op, base.trace, hardware, None)
         if len(whole) == len(planned):
             limits = [min(own, other or own) for own, other in zip(limits, given, strict=True)]
     return planned, limits
+
+
+def _packed(sweep: Sweep, op: Op, trace: Trace, hardware: Hardware) -> Sweep:
+    """The same sweep with a pool's indices in whole words of the datapath, as the hardware packs them."""
+    bits = hardware.vector.pool_index_bits
+    if bits is None or not isinstance(op.nest, Pool):
+        return sweep
+
+    def words(operand: Operand) -> Operand:
+        if not _is_index(trace.tensor[operand.tensor]):
+            return operand
+        return replace(operand, words=ceil_div(operand.words * bits, hardware.word_bits))
+
+    return replace(sweep, loads=tuple(map(words, sweep.loads)), stores=tuple(map(words, sweep.stores)))
+
+
+def _is_index(tensor: Tensor) -> bool:
+    return tensor.role == "mask" and tensor.format == "int"
 
 
 def _fetched_bits(op: Op, trace: Trace) -> Mapping[str, int]:
@@ -190,7 +209,10 @@ class _Stage:
     ) -> None:
         self.trace, self.memory, self.sweep, self.signals = trace, memory, sweep, signals
         self.hardware, self.builder = memory.hardware, memory.builder
-        self.fetched_bits = _fetched_bits(op, trace)
+        self.fetched_bits = dict(_fetched_bits(op, trace))
+        if self.hardware.vector.pool_index_bits is not None and isinstance(op.nest, Pool):
+            named = (t for t in map(trace.tensor.__getitem__, (*op.reads, *op.writes)) if _is_index(t))
+            self.fetched_bits |= {t.name: self.hardware.word_bits for t in named}
         if not limit:
             raise MappingError(
                 f"op {op.name!r} streams {len(set(_streamed(sweep)))} operands and results together, and "
@@ -207,6 +229,10 @@ class _Stage:
         self.results: Shares = {o: self._share(o.words, last=True) for o in stores}
         self.loads = {o: s for o, s in self.operands.items() if fusion.reads_dram(op.name, o.tensor)}
         self.stores = {o: s for o, s in self.results.items() if fusion.writes_dram(op.name, o.tensor)}
+        vector = self.hardware.vector
+        # What the sweep before it stored is awaited on one stream.
+        streams = (vector.load,) if sweep.after_stores else (vector.load, *vector.load_also)
+        self.stream_of = {o: streams[i % len(streams)] for i, o in enumerate(self.operands)}
         self.elements = self._in_proportion(sweep.elements)
         self.sets = (
             _Share(sweep.sets, sweep.sets, self.chunks - 1)
@@ -255,20 +281,28 @@ class _Stage:
                 counts[f"buffer.{BUFFER}", access, tensor.role] += ceil_div(bits, word_bits)
         takes: list[tuple[int, int]] = []
         gives: list[tuple[int, int]] = []
-        if _moving(self.loads, chunk):
-            takes.append((self._pool("full"), 1))
-            gives.append((self._pool("free"), 1))
+        for stream in self._loading(chunk):
+            takes.append((self._pool("full", stream), 1))
+            gives.append((self._pool("free", stream), 1))
         if _moving(self.stores, chunk):
             takes.append((self._pool("out.free"), 1))
             gives.append((self._pool("out.full"), 1))
         hold = (self.builder.engine("vector", "vector"), ceil_div(slots, self.hardware.vector.lanes))
         return self.builder.command("compute", [hold], takes, gives, counts=counts.items())
 
+    def _loading(self, chunk: int) -> list[str]:
+        """The streams that load something of this chunk."""
+        return list(dict.fromkeys(self.stream_of[operand] for operand in _moving(self.loads, chunk)))
+
     def _load(self, chunk: int) -> list[int]:
-        takes = [(self._pool("free"), 1)]
-        if self.sweep.after_stores and chunk == 0:
-            takes.append((self._pool("stored"), 1))
-        return self._commands("load", chunk, self.loads, takes, [(self._pool("full"), 1)])
+        commands: list[int] = []
+        for stream in self._loading(chunk):
+            takes = [(self._pool("free", stream), 1)]
+            if self.sweep.after_stores and chunk == 0:
+                takes.append((self._pool("stored"), 1))
+            shares = {o: share for o, share in self.loads.items() if self.stream_of[o] == stream}
+            commands += self._commands("load", chunk, shares, takes, [(self._pool("full", stream), 1)])
+        return commands
 
     def _store(self, chunk: int) -> list[int]:
         gives = [(self._pool("out.free"), 1)]
@@ -295,12 +329,13 @@ class _Stage:
 
     def _transfers(self, operand: Operand, chunk: int, shares: Shares, write: bool) -> list[Transfer]:
         vector, tensor = self.hardware.vector, self.trace.tensor[operand.tensor]
-        stream, words = vector.store if write else vector.load, shares[operand].at(chunk)
+        stream, words = vector.store if write else self.stream_of[operand], shares[operand].at(chunk)
         transfer = Transfer(stream, BUFFER, write, tensor.role, words, self._bits(tensor))
         if operand.row:
             rows, rest = divmod(words, operand.row)
             return [replace(transfer, words=n) for n in (*[operand.row] * rows, rest) if n]
-        if vector.load == vector.store and self.loads and self.stores:
+        takes_turns = vector.store in self.stream_of.values() if write else stream == vector.store
+        if takes_turns and self.loads and self.stores:
             return [transfer]  # loads and stores take turns on the stream, so each one starts anew
         before, now, after = (_moving(shares, c) for c in (chunk - 1, chunk, chunk + 1))
         goes_on = now[0] == operand and before[-1:] == [operand]
@@ -310,7 +345,9 @@ class _Stage:
     def _bits(self, tensor: Tensor) -> int:
         return self.fetched_bits.get(tensor.name, tensor.bits)
 
-    def _pool(self, name: str) -> int:
+    def _pool(self, name: str, stream: str = "") -> int:
+        """Credits of the buffer; further streams have their own free and full places."""
+        beside = "" if stream in ("", self.hardware.vector.load) else f".{stream}"
         if name in ("free", "out.free"):
-            return self.builder.pool(f"{BUFFER}.{name}", self.memory.buffer(BUFFER).copies, BUFFER)
-        return self.builder.pool(f"{BUFFER}.{name}", 0)
+            return self.builder.pool(f"{BUFFER}.{name}{beside}", self.memory.buffer(BUFFER).copies, BUFFER)
+        return self.builder.pool(f"{BUFFER}.{name}{beside}", 0)

@@ -7,32 +7,33 @@ read in the place of its results.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jouletrace.engine.compose import Composed, compose
+from jouletrace.engine.compose import Choices, Columns, Composed, compose
 from jouletrace.engine.family import ABSENT, Family, OpProgram, Slot, split
 from jouletrace.hardware.spec import Hardware
 from jouletrace.ledger.breakdown import Breakdown
 from jouletrace.ledger.price import price
 from jouletrace.mapping.fusion import FusionPlan, as_stored, plan_fusion
-from jouletrace.mapping.loops import unpadded
+from jouletrace.mapping.memory import content
 from jouletrace.mapping.program import Action, Command, Engine, OpInfo, Pool, Program
-from jouletrace.mapping.step import Edges, map_step, serial
+from jouletrace.mapping.step import Edges, map_step, riders, serial
+from jouletrace.replay.memory import remembered
 from jouletrace.result.run import RunOp
 from jouletrace.trace.check import waits_for
 from jouletrace.trace.counting import bit_operations_of
-from jouletrace.trace.micro_batch import micro_batched
 from jouletrace.trace.model import Op, Trace
 from jouletrace.trace.run import Run, unit_names
-from jouletrace.trace.units import residual_units, skips, with_samples, without_units
+from jouletrace.trace.units import Skip, residual_units, skips, with_samples
 
 __all__ = ["Part", "compose_step"]
 
-Choices = NDArray[np.int16]
+# The unit of an op with variants, these for every number of samples, and the units that it goes with.
+_Reasons = tuple[str | None, tuple[int, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,30 +45,32 @@ class Part:
 
 
 def compose_step(
-    run: Run, step: Trace, chosen: NDArray[np.int64], hardware: Hardware, micro_batch: int | None
+    run: Run, step: Trace, whole: Trace, chosen: NDArray[np.int64], hardware: Hardware
 ) -> tuple[Part, NDArray[np.int64]] | None:
     """The chosen iterations of one step of a run, and the cycles of each, int64[chosen].
+
+    ``whole`` is what is executed: the step itself, or cut into micro-batches.
 
     None where skipping several units is not the sum of skipping each, because they share a parameter.
     """
     present = unit_names(step)
     units = [unit for unit in run.units if unit in present]
     samples = run.samples[chosen][:, [run.unit_index[unit] for unit in units]]
-    whole = step if micro_batch is None else micro_batched(step, micro_batch)
-    absent = _absent(step, whole, units, micro_batch)
+    absent = _absent(step, whole, tuple(units))
     if absent is None:
         return None
     parts = sorted({int(n) for n in np.unique(samples) if 0 < n < run.batch})
-    options = _Options(whole, step, units, parts, hardware)
-    family = _family(options, absent, hardware)
-    composed = compose(family, _choices(family, options, absent, units, samples, parts, run.batch))
+    options = _options(whole, step, tuple(units), hardware)
+    options.add(parts)
+    family = _family(options, options.added, absent, hardware)
+    composed = compose(family, _choices(options, absent, units, samples, parts, run.batch))
     return _summed(options, composed, len(chosen), hardware), composed.cycles
 
 
 # -- what goes with a unit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Absent:
     """The ops that go with each unit, and for each the ops that are awaited in its place."""
 
@@ -75,14 +78,20 @@ class _Absent:
     instead: Mapping[str, tuple[str, ...]]
 
 
-def _absent(step: Trace, whole: Trace, units: Sequence[str], micro_batch: int | None) -> _Absent | None:
+@remembered(8)
+def _absent(step: Trace, whole: Trace, units: tuple[str, ...]) -> _Absent | None:
+    """What goes with each of these units; ``whole`` is the step, or the step in micro-batches."""
     structure = {unit.name: unit for unit in residual_units(step)}
-    names = frozenset(op.name for op in whole.ops)
+    origin = _origins(step, whole)
+    summed = {gradient for gradient in origin.values() if gradient not in step.op}
     removed: dict[str, frozenset[str]] = {}
     instead: dict[str, set[str]] = {}
     for unit in units:
-        removed[unit] = names - _cut(without_units(step, [unit]), micro_batch)
-        skip = skips(step, structure[unit])
+        skip = skips(step, structure[unit], checked=False)
+        gone = _gone(step, skip, summed)
+        if gone is None:
+            return None
+        removed[unit] = frozenset(name for name, of in origin.items() if of in gone)
         decisions = waits_for(step.op[structure[unit].add])
         for name in removed[unit]:
             op = whole.op[name]
@@ -96,26 +105,46 @@ def _absent(step: Trace, whole: Trace, units: Sequence[str], micro_batch: int | 
                         follows.add(whole.writer[there].name)
                     if op.phase == "forward":
                         follows |= {d for d in (f"{d}@{k}" if k else d for d in decisions) if d in whole.op}
-    together = names - _cut(without_units(step, units), micro_batch)
-    if together != frozenset[str]().union(*removed.values()):
+    together = _gone(step, skips(step, *map(structure.__getitem__, units)), summed)
+    each = frozenset[str]().union(*removed.values())
+    if together is None or frozenset(name for name, of in origin.items() if of in together) != each:
         return None
     return _Absent(removed, {name: tuple(sorted(follows)) for name, follows in instead.items()})
 
 
-def _cut(step: Trace, micro_batch: int | None) -> frozenset[str]:
-    return frozenset(op.name for op in (step if micro_batch is None else micro_batched(step, micro_batch)).ops)
+def _origins(step: Trace, whole: Trace) -> Mapping[str, str]:
+    """For each op that is executed the op of the step that it is a part of, or the gradient that it sums up."""
+    if whole is step:
+        return {op.name: op.name for op in step.ops}
+    origin: dict[str, str] = {}
+    for op in whole.ops:
+        part = op.name.rpartition("@")[0]
+        same = next((name for name in (op.name, part) if name in step.op), None)
+        origin[op.name] = part.removesuffix(".accumulate") if same is None else same
+    return origin
+
+
+def _gone(step: Trace, skip: Skip, summed: Set[str]) -> Set[str] | None:
+    """The ops that go, and the gradients that are summed over micro-batches no more; None if others are summed."""
+    read = {name for op in step.ops if op.phase == "update" and op.name not in skip.removed for name in op.reads}
+    if summed and not read.isdisjoint(skip.instead):
+        return None
+    return skip.removed | (summed - read)
 
 
 # -- what each op may be
 
 
-class _Options:
-    """The variants of every op, and the op that each stands for."""
+@remembered(4)
+def _options(whole: Trace, step: Trace, units: tuple[str, ...], hardware: Hardware) -> _Options:
+    return _Options(whole, step, units, hardware)
 
-    def __init__(
-        self, whole: Trace, step: Trace, units: Sequence[str], parts: Sequence[int], hardware: Hardware
-    ) -> None:
-        self.whole = whole
+
+class _Options:
+    """The variants of every op, and the op that each stands for; runs add what they need and others have not added."""
+
+    def __init__(self, whole: Trace, step: Trace, units: Sequence[str], hardware: Hardware) -> None:
+        self.whole, self.step, self.units = whole, step, units
         self.hardware = hardware
         self.fusion: FusionPlan = plan_fusion(whole, hardware)
         self.program = map_step(whole, hardware)
@@ -129,17 +158,26 @@ class _Options:
         self.at: dict[tuple[str, int], int] = {}
         # Op programs that were mapped already, by all that a mapping looks at.
         self._mapped: dict[object, OpProgram] = {}
+        self.added: tuple[int, ...] = ()
+        base, rides = as_stored(whole, self.fusion), riders(self.fusion)
+        self._contents = {op.name: content(op, base, self.fusion, rides) for op in whole.ops}
+
+    def add(self, parts: Sequence[int]) -> None:
+        """Has variants for these numbers of samples, in ascending order; the extremes are checked as steps."""
         for n in parts:
-            self._add(n, with_samples(step, dict.fromkeys(units, n)))
+            if n not in self.added:
+                trace = with_samples(self.step, dict.fromkeys(self.units, n), checked=n in (parts[0], parts[-1]))
+                self._add(n, trace)
+                self.added += (n,)
 
     def _add(self, n: int, trace: Trace) -> None:
         """The ops that differ from the whole ones when n samples run every unit."""
         fusion = plan_fusion(trace, self.hardware, base=self.fusion)
-        stored, base = as_stored(trace, fusion), as_stored(self.whole, self.fusion)
+        stored, rides = as_stored(trace, fusion), riders(fusion)
         new: dict[object, list[Op]] = {}
         for op in trace.ops:
-            if _facts(stored, op, fusion) != _facts(base, self.whole.op[op.name], self.fusion):
-                key = (_facts(stored, op, fusion), _facts(base, self.whole.op[op.name], self.fusion))
+            key = (content(op, stored, fusion, rides), self._contents[op.name])
+            if key[0] != key[1]:
                 new.setdefault(key, []).append(op)
         unmapped = [ops[0] for key, ops in new.items() if key not in self._mapped]
         carried = _with_hosts(unmapped, trace, fusion)
@@ -177,20 +215,10 @@ class _Options:
         return tuple(pool for _, pool in self._pools.values())
 
 
-def _facts(trace: Trace, op: Op, fusion: FusionPlan) -> object:
-    """All that the mapping of an op looks at, besides the hardware."""
-    operands = [(t.shape, t.bits, t.format, t.role) for t in map(trace.tensor.__getitem__, (*op.reads, *op.writes))]
-    same = [op.reads.index(name) for name in op.reads], [unpadded(trace.tensor[name], trace) for name in op.reads]
-    moved = [fusion.reads_dram(op.name, t) for t in op.reads], [fusion.writes_dram(op.name, t) for t in op.writes]
-    return repr((op.phase, op.nest, operands, same, trace.elements_read(op), trace.bits_read(op),
-                 trace.elements_written(op), moved, op.name in fusion.hosts))  # fmt: skip
-
-
 def _with_hosts(ops: Iterable[Op], trace: Trace, fusion: FusionPlan) -> list[Op]:
     """These ops and all that ride with them, in the order of the step."""
     names = {op.name for op in ops}
-    riders = {host: rider for rider, host in fusion.hosts.items()}
-    for links in (fusion.hosts, riders):
+    for links in (fusion.hosts, riders(fusion)):
         for name in tuple(names):
             while (name := links.get(name, "")) and name not in names:
                 names.add(name)
@@ -200,7 +228,9 @@ def _with_hosts(ops: Iterable[Op], trace: Trace, fusion: FusionPlan) -> list[Op]
 # -- the family
 
 
-def _family(options: _Options, absent: _Absent, hardware: Hardware) -> Family:
+@remembered(4)
+def _family(options: _Options, added: tuple[int, ...], absent: _Absent, hardware: Hardware) -> Family:
+    """The step with the variants of ``options``, once those for the numbers of samples in ``added`` are there."""
     place = {op.name: i for i, op in enumerate(options.whole.ops)}
     edges = Edges(options.whole, options.fusion)
     slots: list[Slot] = []
@@ -230,27 +260,41 @@ def _delivered(names: Iterable[str], fusion: FusionPlan) -> set[str]:
 
 
 def _choices(
-    family: Family, options: _Options, absent: _Absent, units: Sequence[str], samples: NDArray[np.int32],
+    options: _Options, absent: _Absent, units: Sequence[str], samples: NDArray[np.int32],
     parts: Sequence[int], batch: int,
-) -> Choices:  # fmt: skip
-    """int16[iterations, slots]: the variant of every op in every iteration."""
-    choice = np.zeros((len(samples), len(family.slots)), dtype=np.int16, order="F")
+) -> Columns:  # fmt: skip
+    """The variant of every op in every iteration."""
     gate = {op.name: op.gate.name for op in options.whole.ops if op.gate is not None and op.gate.unit == "block"}
     column = {unit: i for i, unit in enumerate(units)}
     gone: dict[str, list[str]] = {}
     for unit, removed in absent.removed.items():
         for name in removed:
             gone.setdefault(name, []).append(unit)
-    for j, op in enumerate(options.whole.ops):
+    # Ops of a unit are mostly alike in this, and all other ops are.
+    known: dict[_Reasons, int] = {}
+    of: list[int] = []
+    for op in options.whole.ops:
         unit = gate.get(op.name)
-        if unit in column and any((op.name, n) in options.at for n in parts):
-            variant = np.zeros(batch + 1, dtype=np.int16)
-            for n in parts:
-                variant[n] = options.at.get((op.name, n), 0)
-            choice[:, j] = variant[samples[:, column[unit]]]
-        for of in gone.get(op.name, ()):
-            choice[samples[:, column[of]] == 0, j] = ABSENT
-    return choice
+        variants = tuple(options.at.get((op.name, n), 0) for n in parts) if unit in column else ()
+        unit, variants = (unit, variants) if any(variants) else (None, ())
+        of.append(known.setdefault((unit, variants, tuple(gone.get(op.name, ()))), len(known)))
+    distinct = tuple(_chosen(reasons, samples, column, parts, batch) for reasons in known)
+    return Columns(distinct, tuple(of), len(samples))
+
+
+def _chosen(
+    reasons: _Reasons, samples: NDArray[np.int32], column: Mapping[str, int], parts: Sequence[int], batch: int
+) -> Choices:
+    """int16[iterations]: the variant of an op whose unit has these for so many samples, and that goes with units."""
+    unit, variants, gone = reasons
+    chosen = np.zeros(len(samples), dtype=np.int16)
+    if unit is not None:
+        variant = np.zeros(batch + 1, dtype=np.int16)
+        variant[list(parts)] = variants
+        chosen = variant[samples[:, column[unit]]]
+    for of in gone:
+        chosen[samples[:, column[of]] == 0] = ABSENT
+    return chosen
 
 
 # -- sums

@@ -20,17 +20,18 @@ from jouletrace.hardware.load import assumptions, digest
 from jouletrace.hardware.spec import Hardware
 from jouletrace.ledger.breakdown import Breakdown
 from jouletrace.ledger.price import price
-from jouletrace.mapping.memory_plan import plan_memory
+from jouletrace.mapping.memory_plan import MemoryPlan, plan_memory
 from jouletrace.mapping.program import OpInfo
 from jouletrace.mapping.step import map_step
 from jouletrace.replay.family import Part, compose_step
+from jouletrace.replay.memory import remembered
 from jouletrace.result.run import RunOp, RunResult, merged
 from jouletrace.trace.counting import bit_operations_of
 from jouletrace.trace.micro_batch import micro_batched
 from jouletrace.trace.model import Trace
 from jouletrace.trace.run import Run, unit_names
 
-__all__ = ["simulate_run"]
+__all__ = ["planned", "simulate_run"]
 
 Progress = Callable[[int, int], None]
 
@@ -56,16 +57,17 @@ def simulate_run(
     parts: list[Part] = []
     cycles = np.zeros(run.iterations, dtype=np.int64)
     peak = capacity = done = 0
-    for which, step in enumerate(run.steps):
+    for which, named in enumerate(run.steps):
         chosen = np.flatnonzero(run.step_of == which)
         if not len(chosen):
             continue
-        whole = step if micro_batch is None else micro_batched(step, micro_batch)
-        memory = plan_memory(whole, hardware, allow_overflow=allow_dram_overflow)
+        # Rewrites tell of the seed; without them, steps of different seeds are equal and replayed once.
+        step = replace(named, header=replace(named.header, rewrites=()))
+        whole, memory = planned(step, hardware, micro_batch, allow_dram_overflow)
         peak, capacity = max(peak, memory.peak_bytes), memory.capacity_bytes
         skips = _skips(run, step, chosen)
         if not skips.any():
-            part = _replayed(whole, hardware, len(chosen))
+            part = _times(_replayed(whole, hardware), len(chosen))
             cycles[chosen] = part.breakdown.cycles // len(chosen)
         elif micro_batch is not None and ((skips > 0) & (skips < run.batch)).any():
             raise RewriteError(
@@ -73,7 +75,7 @@ def simulate_run(
                 "let whole batches skip (granularity=per_batch), or choose hardware that holds the whole batch"
             )
         else:
-            composed = compose_step(run, step, chosen, hardware, micro_batch) if compose else None
+            composed = compose_step(run, step, whole, chosen, hardware) if compose else None
             part, cycles[chosen] = composed or _one_by_one(run, step, chosen, hardware, micro_batch)
         parts.append(part)
         done += len(chosen)
@@ -81,7 +83,7 @@ def simulate_run(
             progress(done, run.executed)
     for activity in run.activities:
         if activity.times:
-            part = _replayed(activity.step, hardware, activity.times)
+            part = _times(_replayed(activity.step, hardware), activity.times)
             rows = tuple(replace(row, phase=activity.name) for row in part.breakdown.rows)
             ops = tuple(replace(op, phase=activity.name) for op in part.ops)
             parts.append(Part(replace(part.breakdown, rows=rows), ops))
@@ -112,20 +114,42 @@ def _skips(run: Run, step: Trace, chosen: NDArray[np.int64]) -> NDArray[np.int32
     return run.batch - run.samples[chosen][:, columns]
 
 
-def _replayed(step: Trace, hardware: Hardware, times: int, base: Trace | None = None) -> Part:
-    """A step as it is, ``times`` times."""
+@remembered(16)
+def planned(
+    step: Trace, hardware: Hardware, micro_batch: int | None, allow_overflow: bool
+) -> tuple[Trace, MemoryPlan]:
+    """The step as it is executed, and what it needs of the DRAM.
+
+    Raises what :func:`~jouletrace.mapping.memory_plan.plan_memory` and
+    :func:`~jouletrace.trace.micro_batch.micro_batched` raise.
+    """
+    whole = step if micro_batch is None else micro_batched(step, micro_batch)
+    return whole, plan_memory(whole, hardware, allow_overflow=allow_overflow)
+
+
+@remembered(32)
+def _replayed(step: Trace, hardware: Hardware, base: Trace | None = None) -> Part:
+    """A step as it is, once."""
     program = map_step(step, hardware, base=base)
     engine = run_events if program.port.arbitration == "round_robin" else run_compiled
     counts = engine(program)
-    ops = (_op(step, c.op, times, c.frontier_cycles) for c in counts.ops)
-    return Part(price(counts, hardware).times(times), tuple(ops))
+    ops = (_op(step, c.op, c.frontier_cycles) for c in counts.ops)
+    return Part(price(counts, hardware), tuple(ops))
 
 
-def _op(step: Trace, info: OpInfo, times: int, frontier_cycles: int) -> RunOp:
+def _op(step: Trace, info: OpInfo, frontier_cycles: int) -> RunOp:
     bits = bit_operations_of(step, step.op[info.name])
-    return RunOp(
-        info.name, info.layer, info.phase, info.kind, times, times * info.macs, times * bits, times * frontier_cycles
+    return RunOp(info.name, info.layer, info.phase, info.kind, 1, info.macs, bits, frontier_cycles)
+
+
+def _times(part: Part, times: int) -> Part:
+    """A part that is done so many times."""
+    ops = (
+        replace(op, times=times, macs=times * op.macs, bit_operations=times * op.bit_operations,
+                frontier_cycles=times * op.frontier_cycles)
+        for op in part.ops
     )  # fmt: skip
+    return Part(part.breakdown.times(times), tuple(ops))
 
 
 def _one_by_one(
@@ -139,7 +163,8 @@ def _one_by_one(
     for i, n in zip(first.tolist(), times.tolist(), strict=True):
         trace = run.step(int(chosen[i]))
         assert trace is not None
-        parts.append(_replayed(trace if micro_batch is None else micro_batched(trace, micro_batch), hardware, n, whole))
+        cut = trace if micro_batch is None else micro_batched(trace, micro_batch)
+        parts.append(_times(_replayed(cut, hardware, whole), n))
     each = np.array([part.breakdown.cycles for part in parts], dtype=np.int64) // times
     ops = merged(op for part in parts for op in part.ops)
     return Part(_sum(parts, hardware.clock_hz), ops), each[inverse]

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from jouletrace.engine import compiled, events
 from jouletrace.engine.counts import Counts
-from jouletrace.engine.events import simulate as run_events
 from jouletrace.errors import ResultError, UsageError, did_you_mean
 from jouletrace.hardware.energy import price_list
 from jouletrace.hardware.load import assumptions, digest, hardware_from_resolved, resolved
@@ -26,14 +26,16 @@ from jouletrace.version import MODEL_VERSION, __version__
 __all__ = ["reproduce", "simulate"]
 
 Progress = Callable[[int, int], None]
-_ENGINES = {"events": run_events}
+_ENGINES = {"events": events.simulate, "compiled": compiled.simulate}
+# The fastest engine that can execute the step.
+AUTO = "auto"
 
 
 def simulate(
     trace: Trace,
     hardware: Hardware,
     *,
-    engine: str = "events",
+    engine: str = AUTO,
     only: str | None = None,
     micro_batch: int | None = None,
     allow_dram_overflow: bool = False,
@@ -44,6 +46,9 @@ def simulate(
     ``only`` is a ``LAYER`` or ``LAYER:PHASE`` that is replayed alone. ``micro_batch`` samples at a time go
     forward and backward before the one update. ``progress`` is called with the commands done and in all.
 
+    ``engine`` is ``auto``, ``events`` or ``compiled``. All find the same cycles; ``auto`` is the compiled one, or the
+    events engine where the DRAM port decides at run time whose turn it is.
+
     Raises :class:`MappingError` for a step that does not fit its board or its buffers, :class:`EnergyError` for an
     action without a price, :class:`UsageError` for a layer, an engine or a micro-batch that makes no sense.
 
@@ -53,13 +58,14 @@ def simulate(
     >>> result.macs == 32 * 32 * 32 * 16 * 27
     True
     """
-    if engine not in _ENGINES:
-        known = list(_ENGINES)
+    if engine not in (AUTO, *_ENGINES):
+        known = [AUTO, *_ENGINES]
         raise UsageError(f"there is no engine {engine!r}{did_you_mean(engine, known)}; there is {', '.join(known)}")
     step = trace if micro_batch is None else micro_batched(trace, micro_batch)
     memory = plan_memory(_part(step, only), hardware, allow_overflow=allow_dram_overflow)
     program = map_step(step, hardware, only=only)
-    counts = _ENGINES[engine](program, progress=progress)
+    dynamic = program.port.arbitration == "round_robin"
+    counts = _ENGINES[("events" if dynamic else "compiled") if engine == AUTO else engine](program, progress=progress)
     breakdown = price(counts, hardware)
     prices = price_list(hardware)
     used = sorted({(row.component, row.action) for row in breakdown.rows})
@@ -71,6 +77,7 @@ def simulate(
         hardware=resolved(hardware),
         hardware_digest=digest(hardware),
         options=Options(engine, only, micro_batch, allow_dram_overflow),
+        engine=counts.engine,
         port_model=hardware.dram.port,
         events=counts.events,
         commands=len(program.sequence),

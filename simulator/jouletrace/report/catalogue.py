@@ -11,7 +11,7 @@ from rich.text import Text
 
 from jouletrace.hardware.energy import Price, price_list
 from jouletrace.hardware.load import assumptions, digest
-from jouletrace.hardware.spec import ChannelParallel, Hardware
+from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
 from jouletrace.report.terminal import heading, print_page, table
 from jouletrace.trace.io import digest as trace_digest
 from jouletrace.trace.lifetimes import peak_memory, saved_for_backward_bytes
@@ -100,6 +100,8 @@ def _spec(hardware: Hardware) -> Iterator[RenderableType]:
     array, unit, dram = hardware.array, hardware.array.multiplier, hardware.dram
     if isinstance(array, ChannelParallel):
         shape = f"{array.out_channels} × {array.in_channels} lanes, output by input channels"
+    elif isinstance(array, RowStationary):
+        shape = f"{array.rows} × {array.columns} elements, row stationary"
     else:
         shape = f"{array.rows} × {array.columns} elements, {array.dataflow.replace('_', ' ')}"
     board = hardware.board

@@ -13,10 +13,12 @@ from jouletrace.validate.measurements import Row
 from jouletrace.validate.outcome import Outcome, Summary, Validation
 
 __all__ = [
-    "error_text", "number", "overrides", "print_validation", "quantity_text", "settings_text", "share", "summary_text",
+    "MEASURED", "error_text", "number", "overrides", "print_validation", "quantity_text", "summary_text",
     "tolerance_text", "validation_page", "verdict_line",
 ]  # fmt: skip
 
+# Digits of what was measured: all that the file has.
+MEASURED = 10
 _STYLES = {"ok": "green", "miss": "bold red", "shown": "dim"}
 
 
@@ -33,7 +35,7 @@ def validation_page(validation: Validation) -> Iterator[RenderableType]:
         for outcome in outcomes:
             row = outcome.entry.row
             made.add_row(
-                row.id, quantity_text(row), number(row.value), number(outcome.simulated), error_text(outcome),
+                row.id, quantity_text(row), number(row.value, MEASURED), number(outcome.simulated), error_text(outcome),
                 tolerance_text(row), Text(outcome.verdict, style=_STYLES[outcome.verdict]),
             )  # fmt: skip
         kinds = ", ".join(dict.fromkeys(outcome.entry.row.kind for outcome in outcomes))
@@ -41,13 +43,16 @@ def validation_page(validation: Validation) -> Iterator[RenderableType]:
         yield Padding(made, (0, 0, 0, 2))
         for line in overrides(outcomes):
             yield Text(f"  set: {line}", style="dim")
-        for line in dict.fromkeys(f"{o.entry.row.id}: {o.entry.row.shown}" for o in outcomes if o.entry.row.shown):
-            yield Text(f"  shown only: {line}", style="dim")
+        reasons: dict[str, list[str]] = {}
+        for row in (outcome.entry.row for outcome in outcomes if not outcome.entry.row.gates):
+            reasons.setdefault(row.shown or "recalled, not read in the source", []).append(row.id)
+        for reason, ids in reasons.items():
+            yield Text(f"  shown only: {reason} ({', '.join(ids)})", style="dim")
     if validation.outcomes:
-        made = table("system", "errors of", "quantity", "rows", ">mean", ">worst", ">rank")
+        made = table("system", "errors of", "quantity", "obtained by", "rows", ">mean", ">worst", ">rank")
         for summary in validation.summaries:
             made.add_row(*summary_text(summary))
-        yield heading("Mean and worst error", "relative, without sign; rank: Spearman's correlation")
+        yield heading("Mean and worst error", "without sign; rank: Spearman's correlation")
         yield Padding(made, (0, 0, 0, 2))
     yield Text(f"\n{verdict_line(validation)}", style="bold")
 
@@ -58,7 +63,8 @@ def verdict_line(validation: Validation) -> str:
     parts = [f"{gating - len(validation.misses)} of {gating} gating rows are within their tolerance",
              f"{len(validation.outcomes) - gating} are shown", f"{validation.replays} replays and counts"]  # fmt: skip
     if validation.problems:
-        parts.append(f"{len(validation.problems)} problems with the input")
+        n = len(validation.problems)
+        parts.append(f"{n} problem{'s' * (n > 1)} with the input")
     return "; ".join(parts)
 
 
@@ -76,25 +82,30 @@ def quantity_text(row: Row) -> str:
         words.append(f"per {row.per.replace('_', ' ')}")
     if row.relation is not None:
         words.append(row.relation)
-    return f"{' '.join(words)}, {row.unit}"
+    return " ".join(words) if row.unit == row.quantity else f"{' '.join(words)}, {row.unit}"
 
 
-def number(value: float) -> str:
+def number(value: float, digits: int = 4) -> str:
+    """A number to so many digits, and at least to whole ones.
+
+    >>> number(12345678), number(12.345), number(12.345, 10), number(0.000123456)
+    ('12,345,678', '12.35', '12.345', '0.0001235')
     """
-    >>> number(11419835), number(46.99), number(0.000123456)
-    ('11,419,835', '46.99', '0.0001235')
-    """
-    if abs(value) < 1e15 and (value == int(value) or abs(value) >= 1e4):
+    if abs(value) < 1e15 and (value == int(value) or abs(value) >= 10**digits):
         return f"{value:,.0f}"
-    return f"{value:.4g}"
+    return f"{value:,.{digits}g}"
 
 
 def error_text(outcome: Outcome) -> str:
     """The error in the terms of the tolerance: relative, or in points."""
-    row = outcome.entry.row
-    if row.allowed[1] or (row.unit == "%" and row.relation is not None and row.tolerance is None):
-        return f"{outcome.simulated - row.value:+.2f} points"
-    return f"{outcome.error:+.2%}"
+    if outcome.in_points:
+        return f"{_rounded(outcome.simulated - outcome.entry.row.value):+.2f} points"
+    return f"{_rounded(100 * outcome.error):+.2f}%"
+
+
+def _rounded(value: float) -> float:
+    """To two digits, and never minus zero."""
+    return round(value, 2) + 0.0
 
 
 def tolerance_text(row: Row) -> str:
@@ -104,15 +115,16 @@ def tolerance_text(row: Row) -> str:
 
 
 def summary_text(summary: Summary) -> tuple[str, ...]:
-    """Cells of a summary: system, group, quantity, rows, mean, worst, rank."""
+    """Cells of a summary: system, group, quantity, kind, rows, mean, worst, rank."""
     rows = f"{summary.rows} {'gating' if summary.gating else 'shown'}"
     rows += f", {summary.misses} missed" if summary.misses else ""
     rank = "" if summary.rank is None else f"{summary.rank:.2f}"
-    return summary.system, summary.group, summary.quantity, rows, share(summary.mean), share(summary.worst), rank
+    errors = (_size(error, summary.in_points) for error in (summary.mean, summary.worst))
+    return summary.system, summary.group, summary.quantity, summary.kind, rows, *errors, rank
 
 
-def share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
+def _size(error: float | None, in_points: bool) -> str:
+    return "" if error is None else f"{error:.2f} points" if in_points else f"{error:.2%}"
 
 
 def overrides(outcomes: tuple[Outcome, ...]) -> list[str]:
@@ -120,9 +132,8 @@ def overrides(outcomes: tuple[Outcome, ...]) -> list[str]:
     found: dict[str, list[str]] = {}
     for outcome in outcomes:
         for case in outcome.cases:
-            build = "" if case.build is None else case.build.hardware
             for override in case.settings:
-                found.setdefault(f"{build}: {settings_text(override.setting)} ({override.where})", []).append(
+                found.setdefault(f"{case.hardware}: {_setting_text(override.setting)} ({override.where})", []).append(
                     outcome.entry.row.id
                 )
     every = len({outcome.entry.row.id for outcome in outcomes})
@@ -130,7 +141,7 @@ def overrides(outcomes: tuple[Outcome, ...]) -> list[str]:
             for line, ids in found.items()]  # fmt: skip
 
 
-def settings_text(setting: str) -> str:
+def _setting_text(setting: str) -> str:
     """``path = value`` of an override."""
     path, _, value = setting.partition("=")
     return f"{path} = {value}"

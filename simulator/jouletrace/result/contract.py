@@ -22,7 +22,7 @@ from jouletrace.result.model import MAX_BYTES, OpResult, Options, Result, TraceI
 __all__ = ["FORMAT", "VERSION", "document", "from_json", "to_json"]
 
 FORMAT = "jouletrace-result"
-VERSION = "1.0"
+VERSION = "1.1"
 OP_FIELDS = tuple(field.name for field in fields(OpResult))
 
 
@@ -55,7 +55,7 @@ def document(result: Result) -> dict[str, Any]:
         "producer": {"version": result.version, "model_version": result.model_version},
         "inputs": _inputs(result),
         "replay": {
-            "engine": result.options.engine, "port_model": result.port_model, "events": result.events,
+            "engine": result.engine, "port_model": result.port_model, "events": result.events,
             "commands": result.commands, "tiles": result.tiles, "micro_batches": result.micro_batches,
             "clock_hz": result.breakdown.clock_hz, "lanes": result.lanes,
             "dram_capacity_bytes": result.dram_capacity_bytes, "dram_overflow": result.dram_overflow,
@@ -82,6 +82,7 @@ def _inputs(result: Result) -> dict[str, Any]:
         "trace": {"name": trace.name, "digest": trace.digest, "batch": trace.batch,
                   "lines": None if trace.lines is None else list(trace.lines)},
         "hardware": {"name": result.hardware["name"], "digest": result.hardware_digest, "resolved": result.hardware},
+        "engine": options.engine,
         "only": options.only,
         "micro_batch": options.micro_batch,
         "allow_dram_overflow": options.allow_dram_overflow,
@@ -150,7 +151,9 @@ def from_json(text: str | bytes, name: str) -> Result:
         raise ResultError(
             f"{name}: is not a complete result file: {reason}; write it again with 'jouletrace run --json'"
         ) from None
-    newer = data.get("version") != VERSION
+    newer = data["version"] not in ("1.0", VERSION)
+    if data["version"] == "1.0":
+        del expected["inputs"]["engine"]
     place = _difference(expected | {"version": data["version"]}, data, "", newer)
     if place:
         raise ResultError(
@@ -197,7 +200,12 @@ def _result(data: dict[str, Any]) -> Result:
         ),
         hardware=hardware["resolved"],
         hardware_digest=hardware["digest"],
-        options=Options(replay["engine"], inputs["only"], inputs["micro_batch"], inputs["allow_dram_overflow"]),
+        # In version 1.0, the engine that was asked for was the one that ran.
+        options=Options(
+            replay["engine"] if data["version"] == "1.0" else inputs["engine"], inputs["only"], inputs["micro_batch"],
+            inputs["allow_dram_overflow"],
+        ),
+        engine=replay["engine"],
         port_model=replay["port_model"],
         events=replay["events"],
         commands=replay["commands"],

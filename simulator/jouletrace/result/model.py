@@ -56,7 +56,7 @@ class TraceInput:
 class Options:
     """What was asked for besides trace and hardware."""
 
-    engine: str = "events"
+    engine: str = "auto"
     only: str | None = None
     micro_batch: int | None = None
     allow_dram_overflow: bool = False
@@ -74,8 +74,9 @@ class Execution:
 class Result:
     """One replay. Made by :func:`jouletrace.simulate` or :func:`jouletrace.load_result`.
 
-    ``hardware`` is the resolved spec as plain data. ``assumed`` and ``user`` name the inputs that rest on an
-    assumption (or on a fit, or on memory), and those that the user set. ``warnings`` are those of the trace.
+    ``engine`` is the one that ran. ``hardware`` is the resolved spec as plain data. ``assumed`` and ``user`` name the
+    inputs that rest on an assumption (or on a fit, or on memory), and those that the user set. ``warnings`` are those
+    of the trace.
     """
 
     version: str
@@ -84,6 +85,7 @@ class Result:
     hardware: Mapping[str, Any]
     hardware_digest: str
     options: Options
+    engine: str
     port_model: str
     events: int
     commands: int

@@ -11,7 +11,7 @@ from functools import lru_cache
 from hypothesis import strategies as st
 
 from jouletrace.hardware.load import list_hardware, load_hardware
-from jouletrace.hardware.spec import ChannelParallel, Hardware
+from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
 
 __all__ = ["hardware_specs"]
 
@@ -63,22 +63,31 @@ _SYSTOLIC = (
     ("array.dataflow=output_stationary",),
     ("array.dataflow=input_stationary",),
 )
-# Where the lanes multiply integers: width of a lane, and of the memories' words.
-_INTEGER = (
-    ("array.multiplier.bits=16",),
-    ("word=16 bit", *(f"buffers.{name}.word=16 bit" for name in ("input", "weight", "output", "operand", "vector"))),
+_ROW_STATIONARY = (
+    *((f"array.rows={rows}", f"array.columns={columns}") for rows, columns in ((1, 1), (3, 4), (7, 5), (12, 7))),
+    ("array.scratchpads.ifmap_words=3", "array.scratchpads.psum_words=4"),
+    ("array.networks.ifmap=64 bit",),
+    ("array.zero_gating=false",),
+    ("array.compression.activation=none",),
+    ("array.compression.gradient=run_length",),
+    *((f"buffers.input.{setting}", f"buffers.output.{setting}") for setting in ("size=32 KiB", "copies=2")),
 )
-
-
 @lru_cache(maxsize=512)
 def _loaded(name: str, overrides: tuple[str, ...]) -> Hardware:
     return load_hardware(name, overrides)
 
 
 def _variations(name: str) -> tuple[tuple[str, ...], ...]:
-    array = _loaded(name, ()).array
+    board = _loaded(name, ())
+    array = board.array
+    if isinstance(array, RowStationary):  # its input and output are one buffer, and it has no operand
+        return (*(s for s in _ANYWHERE if not s[0].startswith("buffers.input")), *_ROW_STATIONARY)
     own = _CHANNEL_PARALLEL if isinstance(array, ChannelParallel) else _SYSTOLIC
-    return (*_ANYWHERE, *own, *(_INTEGER if array.multiplier.format == "int" else ()))
+    if array.multiplier.format != "int":
+        return (*_ANYWHERE, *own)
+    # The width of a lane, and of the memories' words.
+    words = ("word=16 bit", *(f"buffers.{buffer}.word=16 bit" for buffer in board.buffers))
+    return (*_ANYWHERE, *own, ("array.multiplier.bits=16",), words)
 
 
 @st.composite

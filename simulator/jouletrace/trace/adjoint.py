@@ -66,6 +66,9 @@ def adjoint(trace: Trace) -> Adjoint:
     >>> pairs.accumulates["layer1.0.conv1.accumulate:backward_data"]
     'relu:forward.y'
     """
+    known = trace.__dict__.get("_adjoint")  # kept as a cached property of the frozen trace
+    if isinstance(known, Adjoint):
+        return known
     step, copies = plain(trace)
     walk = _Walk(step)
     for op in reversed(step.ops):
@@ -74,7 +77,7 @@ def adjoint(trace: Trace) -> Adjoint:
     for tensor in step.tensors:
         if tensor.role == "param":
             walk.total(tensor)
-    return walk.result(copies)
+    return trace.__dict__.setdefault("_adjoint", walk.result(copies))
 
 
 class _Walk:

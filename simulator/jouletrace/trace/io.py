@@ -92,7 +92,10 @@ def _end(trace: Trace, sha256: str) -> dict[str, Any]:
 
 def digest(trace: Trace) -> str:
     """The identity of a trace: the sha256 of its canonical bytes, as 64 hexadecimal digits."""
-    return hashlib.sha256(dump(trace)).hexdigest()
+    known = trace.__dict__.get("_digest")  # kept as a cached property of the frozen trace
+    if isinstance(known, str):
+        return known
+    return trace.__dict__.setdefault("_digest", hashlib.sha256(dump(trace)).hexdigest())
 
 
 def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:

@@ -68,6 +68,9 @@ def residuals(trace: Trace) -> Residuals:
 
     Ops that carry a gate of kind ``block`` belong to the unit of that name; its structure is found all the same.
     """
+    known = trace.__dict__.get("_residuals")  # kept as a cached property of the frozen trace
+    if isinstance(known, Residuals):
+        return known
     search = _Assembly(trace)
     found: list[Branch] = []
     left: dict[str, str] = {}
@@ -87,7 +90,7 @@ def residuals(trace: Trace) -> Residuals:
             left[branch.add.name] = f"Op {branch.add.name!r} lies inside the unit that {outer.add.name!r} closes."
     names = _names(search.trace, outermost)
     units = tuple(search.unit(name, branch) for name, branch in zip(names, outermost, strict=True))
-    return Residuals(units, MappingProxyType(left))
+    return trace.__dict__.setdefault("_residuals", Residuals(units, MappingProxyType(left)))
 
 
 class _Assembly(Branches):

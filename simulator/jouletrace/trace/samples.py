@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from jouletrace.errors import RewriteError
 from jouletrace.trace.batch import Scaling
-from jouletrace.trace.check import problems
+from jouletrace.trace.check import MAX_NAME, problems
 from jouletrace.trace.model import Gate, Op, Tensor, Trace
 from jouletrace.trace.residual import Unit, residual_units
 from jouletrace.trace.skip import choose, without_units
@@ -21,7 +21,7 @@ from jouletrace.trace.skip import choose, without_units
 __all__ = ["gated", "with_samples"]
 
 
-def with_samples(trace: Trace, samples: Mapping[str, int]) -> Trace:
+def with_samples(trace: Trace, samples: Mapping[str, int], *, checked: bool = True) -> Trace:
     """The step of a batch of which so many samples run each of these units; the others skip it.
 
     All samples are the step itself; none is :func:`jouletrace.trace.skip.without_units`. MACs of a unit are exactly
@@ -29,7 +29,8 @@ def with_samples(trace: Trace, samples: Mapping[str, int]) -> Trace:
     in part (``write_elements``). Units may be given one after the other, in any order.
 
     Raises RewriteError for names of no unit, for more samples than the batch has, for a unit that runs for a part
-    of the batch already, and where a count of an op is no whole number for n samples.
+    of the batch already, and where a count of an op is no whole number for n samples. ``checked=False`` leaves out the
+    rules of :mod:`jouletrace.trace.check`, for one of several numbers of samples of which the extremes are checked.
 
     >>> from jouletrace.trace.io import load_trace
     >>> step = load_trace("resnet20-cifar10-b32")
@@ -46,7 +47,7 @@ def with_samples(trace: Trace, samples: Mapping[str, int]) -> Trace:
     step = without_units(trace, [name for name, n in samples.items() if n == 0])
     some = {name: n for name, n in samples.items() if n}
     units = [unit for unit in choose(residual_units(step), some) if some[unit.name] < batch]
-    return _reduced(step, {unit: some[unit.name] for unit in units}) if units else step
+    return _reduced(step, {unit: some[unit.name] for unit in units}, checked) if units else step
 
 
 def gated(trace: Trace, units: Iterable[Unit], decisions: Mapping[str, str] | None = None) -> Trace:
@@ -69,15 +70,31 @@ def gated(trace: Trace, units: Iterable[Unit], decisions: Mapping[str, str] | No
              for op in trace.ops if op.gate is not None and gates.get(op.name, op.gate) != op.gate]  # fmt: skip
     if wrong:
         raise RewriteError(wrong)
-    result = replace(trace, ops=tuple(replace(op, gate=gates.get(op.name, op.gate)) for op in trace.ops))
-    if found := problems(result):
+    result = replace(trace, ops=tuple(
+        op if gates.get(op.name, op.gate) == op.gate else replace(op, gate=gates[op.name]) for op in trace.ops
+    ))  # fmt: skip
+    # Of a valid step, only what a gate says can be wrong.
+    if not _comes_first(result, gates) and (found := problems(result)):
         raise RewriteError([f"The units cannot be marked: {sentence}" for sentence in found])
     return result
 
 
-def _reduced(trace: Trace, samples: Mapping[Unit, int]) -> Trace:
+def _comes_first(trace: Trace, gates: Mapping[str, Gate]) -> bool:
+    """Are all gates named, and stands every decision before the ops that it decides about?"""
+    place = {op.name: i for i, op in enumerate(trace.ops)}
+    after_all = len(trace.ops)
+    return all(
+        0 < len(gate.name) <= MAX_NAME and (gate.decision is None or place.get(gate.decision, after_all) < place[name])
+        for name, gate in gates.items()
+    )
+
+
+def _reduced(trace: Trace, samples: Mapping[Unit, int], checked: bool) -> Trace:
     """The step whose units run for so many samples each, at least one and not all."""
-    scaling = {unit: _Part(trace, unit, n) for unit, n in samples.items()}
+    whole = trace.__dict__.get("_scaling")  # kept as a cached property of the frozen trace
+    if not isinstance(whole, Scaling):
+        whole = trace.__dict__.setdefault("_scaling", Scaling(trace, trace.header.batch))
+    scaling = {unit: _Part(whole, unit, n) for unit, n in samples.items()}
     ops = {name: part.op(trace.op[name]) for part in scaling.values() for name in part.members}
     tensors = {t.name: t for part in scaling.values() for t in part.tensors if t.name in part.inside}
     wrong = [f"{unit.name} cannot run for {samples[unit]} samples: {problem}"
@@ -92,7 +109,7 @@ def _reduced(trace: Trace, samples: Mapping[Unit, int]) -> Trace:
         tensors=tuple(tensors.get(t.name, t) for t in trace.tensors),
         ops=tuple(ops.get(op.name, op) for op in trace.ops),
     )
-    if found := problems(reduced):
+    if checked and (found := problems(reduced)):
         names = ", ".join(unit.name for unit in samples)
         raise RewriteError([f"{names} cannot run for a part of the batch: {sentence}" for sentence in found])
     return reduced
@@ -101,11 +118,18 @@ def _reduced(trace: Trace, samples: Mapping[Unit, int]) -> Trace:
 class _Part(Scaling):
     """A change of batch for one unit: only tensors that nothing outside it reads get another size."""
 
-    def __init__(self, trace: Trace, unit: Unit, samples: int) -> None:
+    def __init__(self, whole: Scaling, unit: Unit, samples: int) -> None:
+        """``whole`` knows what carries the batch; it is asked once for all units."""
+        trace = self.trace = whole.trace
+        self.old, self.new, self.axes = whole.old, samples, whole.axes
+        self.problems = []
         self.members = frozenset((*unit.forward, *unit.backward))
-        made = {name for op in self.members for name in trace.op[op].writes}
+        ops = [trace.op[name] for name in self.members]
+        made = {name for op in ops for name in op.writes}
         self.inside: Collection[str] = {name for name in made if self._private(trace, name)}
-        super().__init__(trace, samples)
+        touched = {name for op in ops for name in (*op.reads, *op.writes)}
+        self.tensors = tuple(self.tensor(trace.tensor[name]) for name in sorted(touched))
+        self.elements = {t.name: t.elements for t in self.tensors}
 
     def _private(self, trace: Trace, name: str) -> bool:
         return all(reader.name in self.members for reader in trace.readers.get(name, ()))

@@ -52,15 +52,18 @@ def without_units(trace: Trace, names: Collection[str]) -> Trace:
     return _skipped(trace, units)[0] if units else trace
 
 
-def skips(trace: Trace, *units: Unit) -> Skip:
+def skips(trace: Trace, *units: Unit, checked: bool = True) -> Skip:
     """What skipping these units together removes and substitutes; raises as :func:`without_units` does.
+
+    ``checked=False`` leaves out the rules of :mod:`jouletrace.trace.check`, for one unit of several of which all
+    together are checked.
 
     >>> from jouletrace.trace.io import load_trace
     >>> step = load_trace("resnet20-cifar10-b32")
     >>> dict(skips(step, residual_units(step)[1]).instead)["layer1.1.relu:forward#2.y"]
     'layer1.0.relu:forward#2.y'
     """
-    smaller, instead = _skipped(trace, units)
+    smaller, instead = _skipped(trace, units, checked)
     removed = frozenset(op.name for op in trace.ops) - frozenset(op.name for op in smaller.ops)
     read = {name for op in smaller.ops for name in trace.op[op.name].reads}
     substituted = {old: new for old, new in instead.items() if old in read}
@@ -77,11 +80,11 @@ def choose(units: Iterable[Unit], names: Iterable[str]) -> tuple[Unit, ...]:
     return tuple(unit for name, unit in known.items() if name in wanted)
 
 
-def _skipped(trace: Trace, units: Iterable[Unit]) -> tuple[Trace, Mapping[str, str]]:
+def _skipped(trace: Trace, units: Iterable[Unit], checked: bool = True) -> tuple[Trace, Mapping[str, str]]:
     removal = _Removal(trace, tuple(units))
     instead = {old: removal.resolve(old) for old in removal.instead}
     smaller = prune(removal.apply())
-    if found := problems(smaller):
+    if checked and (found := problems(smaller)):
         raise RewriteError([f"{removal.what}: {sentence}" for sentence in found])
     return smaller, instead
 

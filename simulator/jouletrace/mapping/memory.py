@@ -1,0 +1,101 @@
+"""Ops that were mapped before, by all that the mapping of an op looks at.
+
+A network repeats few shapes, a step repeats them in its micro-batches, and a study maps nearly the same step again and
+again. So what an op became is kept, and equal ops of this and of later steps become the same. The environment variable
+``JOULETRACE_NO_CACHE=1`` turns it off; programs are the same, to the last command.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Hashable, Mapping
+
+from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.fusion import FusionPlan
+from jouletrace.mapping.loops import unpadded
+from jouletrace.mapping.program import OpCommands
+from jouletrace.trace.model import Attention, Conv, Gemm, Op, Tensor, Trace
+
+__all__ = ["SWITCH", "Mapped", "content", "is_off", "mapped"]
+
+SWITCH = "JOULETRACE_NO_CACHE"
+# Of how many hardware builds ops are kept, and how many commands and places in sequences of each (some 100 MB).
+BUILDS = 16
+PLACES = 4_000_000
+
+
+def is_off() -> bool:
+    """Whether nothing is to be kept."""
+    return os.environ.get(SWITCH, "") not in ("", "0")
+
+
+def content(op: Op, trace: Trace, fusion: FusionPlan, riders: Mapping[str, str]) -> Hashable:
+    """All that the mapping of an op looks at, besides the hardware; ``riders`` maps each host to what rides on it.
+
+    Names are left out: of the operands, only which reads are of one tensor.
+    """
+    tensors = trace.tensor
+    reads = [tensors[name] for name in op.reads]
+    multiplies = isinstance(op.nest, Conv | Gemm | Attention)
+    last = op.name
+    while last in riders:
+        last = riders[last]
+    leaving = tensors[trace.op[last].writes[0]] if multiplies and last != op.name else None
+    return (
+        op.phase, op.nest, tuple(map(_operand, reads)), tuple([_operand(tensors[name]) for name in op.writes]),
+        tuple([op.reads.index(name) for name in op.reads]), op.read_elements, op.read_bits, op.write_elements,
+        tuple([fusion.reads_dram(op.name, name) for name in op.reads]),
+        tuple([fusion.writes_dram(op.name, name) for name in op.writes]), op.name in fusion.hosts,
+        tuple([unpadded(tensor, trace) for tensor in reads]) if multiplies else (),
+        None if leaving is None else _operand(leaving),
+    )  # fmt: skip
+
+
+def _operand(tensor: Tensor) -> Hashable:
+    return tensor.shape, tensor.bits, tensor.format, tensor.role, tensor.density
+
+
+class Mapped:
+    """The ops that were mapped for one hardware; the least recently used ones go first.
+
+    ``places`` is what it holds: places in sequences, and 32 for each command.
+    """
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
+        self._known: OrderedDict[Hashable, OpCommands] = OrderedDict()
+        self.places = 0
+
+    def find(self, key: Hashable) -> OpCommands | None:
+        """What an op of this content became."""
+        found = self._known.get(key)
+        if found is not None:
+            self._known.move_to_end(key)
+        return found
+
+    def keep(self, key: Hashable, commands: OpCommands) -> None:
+        """Remembers what an op of this content has become."""
+        self._known[key] = commands
+        self.places += _places(commands)
+        while self.places > PLACES and len(self._known) > 1:
+            self.places -= _places(self._known.popitem(last=False)[1])
+
+
+def _places(commands: OpCommands) -> int:
+    return len(commands.sequence) + 32 * len(commands.commands)
+
+
+_BUILDS: list[Mapped] = []
+
+
+def mapped(hardware: Hardware) -> Mapped:
+    """The ops that were mapped for this hardware, or for one that equals it."""
+    found = next((m for m in _BUILDS if m.hardware is hardware or m.hardware == hardware), None)
+    if found is None:
+        found = Mapped(hardware)
+    else:
+        _BUILDS.remove(found)
+    _BUILDS.append(found)
+    del _BUILDS[:-BUILDS]
+    return found

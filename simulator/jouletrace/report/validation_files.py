@@ -1,0 +1,232 @@
+"""A validation as files: canonical JSON, Markdown for the manual, and one HTML page with a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from html import escape
+from math import floor, log10
+from types import MappingProxyType
+from typing import Any, TextIO
+
+from jouletrace.report.validation import (
+    MEASURED,
+    error_text,
+    number,
+    overrides,
+    quantity_text,
+    summary_text,
+    tolerance_text,
+    verdict_line,
+)
+from jouletrace.validate.outcome import Outcome, Validation
+from jouletrace.version import MODEL_VERSION, __version__
+
+__all__ = ["EXPORTS", "FORMAT", "VERSION", "export_html", "export_json", "export_markdown"]
+
+FORMAT = "jouletrace-validation"
+VERSION = "1.0"
+_ROWS = ("row", "quantity", "measured", "simulated", "error", "tolerance", "verdict", "certainty", "where")
+_SUMMARY = ("system", "errors of", "quantity", "obtained by", "rows", "mean", "worst", "rank")
+_NUMBERS = {"measured", "simulated", "error", "mean", "worst", "rank"}
+# Colours that differ for colour-blind readers too (Okabe and Ito).
+_COLOURS = {"ok": "#009e73", "miss": "#d55e00", "shown": "#999999"}
+
+
+def export_json(file: TextIO, validation: Validation) -> None:
+    """Writes every figure: sorted keys, nothing volatile, so that equal validations give equal bytes."""
+    json.dump(_document(validation), file, sort_keys=True, indent=1, allow_nan=False)
+    file.write("\n")
+
+
+def _document(validation: Validation) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "producer": {"version": __version__, "model_version": MODEL_VERSION},
+        "exit_code": validation.exit_code,
+        "problems": list(validation.problems),
+        "rows": [_row(outcome) for outcome in validation.outcomes],
+        "summaries": [
+            {"system": s.system, "group": s.group, "quantity": s.quantity, "kind": s.kind, "gating": s.gating,
+             "in_points": s.in_points, "rows": s.rows, "misses": s.misses, "mean": s.mean, "worst": s.worst,
+             "rank": s.rank}
+            for s in validation.summaries
+        ],
+    }  # fmt: skip
+
+
+def _row(outcome: Outcome) -> dict[str, Any]:
+    row = outcome.entry.row
+    return {
+        "system": outcome.entry.file.system, "citation": outcome.entry.file.citation, "id": row.id,
+        "group": outcome.group,
+        "quantity": row.quantity, "per": row.per, "relation": row.relation, "unit": row.unit, "measured": row.value,
+        "simulated": outcome.simulated, "error": outcome.error, "tolerance": row.tolerance, "bound": row.bound,
+        "within": outcome.within, "verdict": outcome.verdict, "kind": row.kind, "certainty": row.certainty,
+        "where": row.where, "shown": row.shown, "note": row.note,
+        "build": row.build, "workload": row.workload, "layer": list(row.layer), "phase": list(row.phase),
+        "ops": list(row.ops), "strategy": row.strategy, "iterations": row.iterations, "scope": row.scope,
+        "components": list(row.components),
+        "overrides": [
+            {"hardware": case.hardware, "path": o.path, "value": o.value, "where": o.where}
+            for case in outcome.cases for o in case.settings
+        ],
+    }  # fmt: skip
+
+
+# -- tables
+
+
+def _cells(outcome: Outcome) -> tuple[str, ...]:
+    row = outcome.entry.row
+    return (
+        row.id, quantity_text(row), number(row.value, MEASURED), number(outcome.simulated), error_text(outcome),
+        tolerance_text(row), outcome.verdict, row.certainty, row.where,
+    )  # fmt: skip
+
+
+def _remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """What a reader of a system's table should know."""
+    file = outcomes[0].entry.file
+    yield f"Boundary: {file.boundary}"
+    kinds: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        kinds.setdefault(outcome.entry.row.kind, []).append(outcome.entry.row.id)
+    for kind, ids in kinds.items():
+        yield f"Obtained by: {kind}" + ("" if len(kinds) == 1 else f" ({_listed(ids)})")
+    for line in overrides(tuple(outcomes)):
+        yield f"Set from the citation: {line}"
+    notes: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        row = outcome.entry.row
+        for text in filter(None, (row.note, row.shown and f"shown only: {row.shown}", outcome.entry.workload.note)):
+            notes.setdefault(text, []).append(row.id)
+    for text, ids in notes.items():
+        yield text if len(ids) == len(outcomes) else f"{_listed(ids)}: {text}"
+
+
+def _listed(ids: Sequence[str]) -> str:
+    return ", ".join(dict.fromkeys(ids))
+
+
+def export_markdown(file: TextIO, validation: Validation) -> None:
+    """Writes the page of the manual."""
+    file.write("\n".join(_markdown(validation)) + "\n")
+
+
+def _markdown(validation: Validation) -> Iterator[str]:
+    yield "# Held against published measurements"
+    yield ""
+    yield (
+        "This page is written by `jouletrace validate --markdown docs/validation.md`. Rows, citations and tolerances "
+        "stand in [validation/](../validation/README.md), and no model reads them. A row that misses its tolerance "
+        "fails the command; numbers that are only recalled, and rows that say why, are shown and fail nothing."
+    )
+    yield ""
+    yield f"{verdict_line(validation)}."
+    yield ""
+    yield from _markdown_table(_SUMMARY, map(summary_text, validation.summaries))
+    yield (
+        "Errors are relative, or in points of a percentage, and without sign; rank is Spearman's correlation of "
+        "measured with simulated values. What is not on this page is not validated."
+    )
+    for system in validation.systems:
+        outcomes = validation.of(system)
+        yield ""
+        yield f"## {_plain(system)}"
+        yield ""
+        yield _plain(outcomes[0].entry.file.citation)
+        yield ""
+        yield from (f"* {_plain(remark)}" for remark in _remarks(outcomes))
+        yield ""
+        yield from _markdown_table(_ROWS, map(_cells, outcomes))
+
+
+def _markdown_table(names: Sequence[str], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'|'.join('---:' if name in _NUMBERS else '---' for name in names)}|"
+    yield from (f"| {' | '.join(map(_plain, cells))} |" for cells in rows)
+    yield ""
+
+
+def _plain(text: str) -> str:
+    """Text of a file without what Markdown or HTML would read as theirs."""
+    return "".join(f"&#{ord(c)};" if c in "|<>&[]`*" else " " if c == "\n" else c for c in text.strip())
+
+
+# -- HTML
+
+
+def export_html(file: TextIO, validation: Validation) -> None:
+    """Writes a page that needs nothing else: the tables, and measured against simulated values."""
+    file.write("\n".join(_html(validation)) + "\n")
+
+
+def _html(validation: Validation) -> Iterator[str]:
+    yield '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>jouletrace validate</title>'
+    yield (
+        "<style>:root { color-scheme: light dark } body { font: 15px/1.5 system-ui, sans-serif; "
+        "max-width: 72em; margin: 2em auto; padding: 0 1em } table { border-collapse: collapse; margin: 1em 0 } "
+        "th, td { padding: .2em .7em; text-align: left; border-bottom: 1px solid #8884 } "
+        ".n { text-align: right; font-variant-numeric: tabular-nums } "
+        + " ".join(f".{verdict} {{ color: {colour} }}" for verdict, colour in _COLOURS.items()) + "</style>"
+    )  # fmt: skip
+    yield f"<h1>Held against published measurements</h1>\n<p>{escape(verdict_line(validation))}.</p>"
+    if validation.problems:
+        yield f"<ul>{''.join(f'<li class=miss>{escape(problem)}</li>' for problem in validation.problems)}</ul>"
+    yield from _html_table(_SUMMARY, map(summary_text, validation.summaries))
+    yield from _scatter([o for o in validation.outcomes if o.entry.row.value > 0 and o.simulated > 0])
+    for system in validation.systems:
+        outcomes = validation.of(system)
+        yield f"<h2>{escape(system)}</h2>\n<p>{escape(outcomes[0].entry.file.citation)}</p>"
+        yield f"<ul>{''.join(f'<li>{escape(remark)}</li>' for remark in _remarks(outcomes))}</ul>"
+        yield from _html_table(_ROWS, map(_cells, outcomes))
+    yield "</html>"
+
+
+def _html_table(names: Sequence[str], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
+    classes = [" class=n" if name in _NUMBERS else "" for name in names]
+    yield "<table>\n<tr>" + "".join(f"<th{c}>{escape(n)}</th>" for n, c in zip(names, classes, strict=True)) + "</tr>"
+    for cells in rows:
+        verdict = cells[6] if names is _ROWS else ""
+        row = f'<tr class="{verdict}">' if verdict else "<tr>"
+        yield row + "".join(f"<td{c}>{escape(t)}</td>" for t, c in zip(cells, classes, strict=True)) + "</tr>"
+    yield "</table>"
+
+
+def _scatter(outcomes: Sequence[Outcome]) -> Iterator[str]:
+    """Simulated over measured, both logarithmic, each in its row's unit; on the line they agree."""
+    if not outcomes:
+        return
+    values = [v for o in outcomes for v in (float(o.entry.row.value), o.simulated)]
+    low, high = floor(log10(min(values))), floor(log10(max(values))) + 1
+    size, edge = 480, 60
+
+    def at(value: float) -> float:
+        return (log10(value) - low) / (high - low) * size
+
+    yield (f'<svg viewBox="0 0 {size + 2 * edge} {size + 2 * edge}" width="{size + 2 * edge}" role="img" '
+           'fill="currentColor" font-size="12" font-family="system-ui, sans-serif">')  # fmt: skip
+    yield "<title>Simulated over measured values, each in the unit of its row</title>"
+    yield (f'<path d="M{edge} {edge} v{size} h{size} M{edge} {edge + size} L{edge + size} {edge}" '
+           'fill="none" stroke="currentColor" stroke-opacity=".4"/>')  # fmt: skip
+    for n in range(low, high + 1, max(1, (high - low) // 8)):
+        place = (n - low) / (high - low) * size
+        yield f'<text x="{edge + place:.1f}" y="{edge + size + 18}" text-anchor="middle">1e{n}</text>'
+        yield f'<text x="{edge - 8}" y="{edge + size - place + 4:.1f}" text-anchor="end">1e{n}</text>'
+    yield f'<text x="{edge + size / 2}" y="{edge + size + 40}" text-anchor="middle">measured</text>'
+    yield f'<text x="{edge}" y="{edge - 14}" text-anchor="middle">simulated</text>'
+    for outcome in outcomes:
+        row = outcome.entry.row
+        values = f"{number(row.value, MEASURED)} measured, {number(outcome.simulated)} simulated, {row.unit}"
+        title = f"{outcome.entry.file.system}, {row.id}: {values}"
+        yield (f'<circle cx="{edge + at(row.value):.1f}" cy="{edge + size - at(outcome.simulated):.1f}" r="4" '
+               f'fill="{_COLOURS[outcome.verdict]}" fill-opacity=".7"><title>{escape(title)}</title>'
+               "</circle>")  # fmt: skip
+    yield "</svg>"
+
+
+EXPORTS: Mapping[str, Callable[[TextIO, Validation], None]] = MappingProxyType({
+    "json": export_json, "html": export_html, "markdown": export_markdown,
+})  # fmt: skip
