@@ -42,7 +42,7 @@ def test_report_shows_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*PART, "--top", "2", "--by", "role"]) == 0
     out = capsys.readouterr().out
     for words in (
-        "resnet20-cifar10-b32, only layer1.0 on eftrain-zcu102  events engine", "cycles", "utilisation", "tiles",
+        "resnet20-cifar10-b32, only layer1.0 on eftrain-zcu102  compiled engine", "cycles", "utilisation", "tiles",
         "commands", "peak memory", "mean power", "per sample", "chip + DRAM", "board idle", "forward", "backward_data",
         "backward_weight", "update", "Dearest layers  2 of 5", "bound by", "Energy by role", "activation", "Rests on",
         "assumed", "#####",

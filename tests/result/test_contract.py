@@ -52,7 +52,7 @@ def test_totals_are_sums_of_ops(file: dict[str, Any]) -> None:
 
 
 def test_file_says_where_its_numbers_come_from(file: dict[str, Any]) -> None:
-    assert (file["format"], file["version"]) == ("jouletrace-result", "1.0")
+    assert (file["format"], file["version"]) == ("jouletrace-result", "1.1")
     assert file["producer"]["version"] == jouletrace.__version__
     assert [entry["path"] for entry in file["provenance"]["user"]] == ["clock"]
     assert file["inputs"]["hardware"]["resolved"]["clock"].startswith("90")

@@ -48,7 +48,7 @@ def _inputs(a: Result, b: Result) -> Iterator[tuple[str, str, str]]:
     yield "trace", f"{a.trace.name} {a.trace.digest[:8]}", f"{b.trace.name} {b.trace.digest[:8]}"
     yield "hardware", f"{a.hardware['name']} {a.hardware_digest[:8]}", f"{b.hardware['name']} {b.hardware_digest[:8]}"
     yield "only", a.options.only or "the whole step", b.options.only or "the whole step"
-    yield "engine", a.options.engine, b.options.engine
+    yield "engine", a.engine, b.engine
     yield "model version", str(a.model_version), str(b.model_version)
     for path in dict.fromkeys(u.path for u in (*a.user, *b.user)):
         one, other = (str(_value(result.hardware, path)) for result in (a, b))

@@ -56,7 +56,7 @@ def _title(result: Result) -> Text:
     part = f", only {result.options.only}" if result.options.only is not None else ""
     return Text.assemble(
         (result.trace.name, "bold"), part, " on ", (str(result.hardware["name"]), "bold"),
-        (f"  {result.options.engine} engine, DRAM port: {result.port_model.replace('_', ' ')}", "dim"),
+        (f"  {result.engine} engine, DRAM port: {result.port_model.replace('_', ' ')}", "dim"),
     )  # fmt: skip
 
 

@@ -49,9 +49,12 @@ def validation_page(validation: Validation) -> Iterator[RenderableType]:
         for reason, ids in reasons.items():
             yield Text(f"  shown only: {reason} ({', '.join(ids)})", style="dim")
     if validation.outcomes:
-        made = table("system", "errors of", "quantity", "obtained by", "rows", ">mean", ">worst", ">rank")
+        made = table("system", "quantity", "rows", ">mean", ">worst", ">rank")
+        above = ""
         for summary in validation.summaries:
-            made.add_row(*summary_text(summary))
+            system, _, quantity, _, *figures = summary_text(summary)
+            made.add_row("" if system == above else system, quantity, *figures)
+            above = system
         yield heading("Mean and worst error", "without sign; rank: Spearman's correlation")
         yield Padding(made, (0, 0, 0, 2))
     yield Text(f"\n{verdict_line(validation)}", style="bold")

@@ -68,7 +68,7 @@ STATISTICS: tuple[Statistic, ...] = (
     Statistic("replay.clock_hz", "Hz", "Clock of the accelerator."),
     Statistic("replay.lanes", "lanes", "Multiply-accumulate lanes of the array."),
     Statistic("replay.dram_capacity_bytes", "B", "DRAM of the board."),
-    Statistic("replay.events", "events", "Events that the engine processed."),
+    Statistic("replay.events", "events", "Events that the engine processed; of the compiled engine, its commands."),
     Statistic("replay.commands", "commands", "Commands that the engine executed."),
     Statistic("replay.tiles", "tiles", "Load-compute-store groups of all ops."),
     Statistic("replay.micro_batches", "runs", "How often forward and backward ran on a part of the batch."),

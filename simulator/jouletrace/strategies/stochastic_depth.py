@@ -25,7 +25,6 @@ class StochasticDepth(BlockSkipping):
     """
 
     name: ClassVar[str] = "stochastic-depth"
-    commutes_with: ClassVar[frozenset[str]] = frozenset({"signsgd"})
     source: ClassVar[str] = "G. Huang et al., Deep Networks with Stochastic Depth, ECCV 2016 (arXiv 1603.09382)"
 
     survive_last: Fraction = Fraction(1, 2)
