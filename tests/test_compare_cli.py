@@ -88,7 +88,7 @@ def test_everything_that_is_wrong_is_said_at_once(capsys: pytest.CaptureFixture[
         (("--strategy", "smd", "--step", "--evaluate-every", "5"), "--evaluate-every belongs to a training"),
         (("--strategy", "smd", "--json", "nowhere/c.json"), "nowhere/c.json: cannot be written"),
         (("--strategy", "smd", "--json", "a", "--csv", "./a"), "two outputs go to the same file"),
-        (("--strategy", "signsgd+smd"), "write smd+signsgd"),
+        (("--strategy", "psg+slu"), "write slu+psg"),
     ],
 )
 def test_sentence_instead_of_a_comparison(

@@ -53,6 +53,10 @@ def test_every_dependency_is_used_and_every_import_is_a_dependency() -> None:
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.partition(".")[0])
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("import_module", "_module"):
+                name = node.args[0]
+                if isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    imported.add(name.value.partition(".")[0])
     # pandas serves result.frame() where it is installed; google.protobuf comes with onnx
     foreign = imported - sys.stdlib_module_names - {"jouletrace", "pandas", "google"}
     assert foreign - optional == {{"pyyaml": "yaml"}.get(name, name) for name in named}

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from jouletrace.engine.events import simulate
-from jouletrace.hardware.load import list_hardware
+from jouletrace.hardware.load import digest, list_hardware
 from jouletrace.hardware.spec import Hardware
 from jouletrace.ledger.price import price
 from jouletrace.mapping.step import map_step
@@ -121,18 +121,19 @@ def test_smallest_residual_step_is_one_basic_block() -> None:
     assert all(t.elements <= 9 for t in smallest.tensors)
 
 
-def test_every_variation_of_hardware_is_drawn_and_executes() -> None:
-    seen: Counter[str] = Counter()
+@pytest.mark.parametrize("name", list_hardware())
+def test_variations_of_every_accelerator_are_drawn_and_execute(name: str) -> None:
+    seen: set[str] = set()
 
-    @settings(COUNTED, max_examples=60)
-    @given(hardware_specs(), dense_traces() | residual_traces(max_blocks=1))
+    @settings(COUNTED, max_examples=12)
+    @given(hardware_specs([name]), dense_traces() | residual_traces(max_blocks=1))
     def execute(board: Hardware, trace: Trace) -> None:
-        seen[board.name] += 1
+        seen.add(digest(board))
         counts = simulate(map_step(trace, board))
         assert price(counts, board).total("board").energy_aj > 0
 
     execute()
-    assert set(seen) == set(list_hardware())
+    assert len(seen) > 4, "most draws set something otherwise"
 
 
 def test_without_hypothesis_the_cure_is_told() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from functools import lru_cache
 
+from hypothesis import reject
 from hypothesis import strategies as st
 
+from jouletrace.errors import SpecError
 from jouletrace.hardware.load import list_hardware, load_hardware
 from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
 
@@ -72,12 +74,28 @@ _ROW_STATIONARY = (
     ("array.compression.gradient=run_length",),
     *((f"buffers.input.{setting}", f"buffers.output.{setting}") for setting in ("size=32 KiB", "copies=2")),
 )
+
+
 @lru_cache(maxsize=512)
 def _loaded(name: str, overrides: tuple[str, ...]) -> Hardware:
     return load_hardware(name, overrides)
 
 
+@lru_cache
 def _variations(name: str) -> tuple[tuple[str, ...], ...]:
+    """The matters that this accelerator can have otherwise; not all have room for every buffer."""
+    return tuple(matter for matter in _matters(name) if _loads(name, matter))
+
+
+def _loads(name: str, overrides: tuple[str, ...]) -> bool:
+    try:
+        _loaded(name, overrides)
+    except SpecError:
+        return False
+    return True
+
+
+def _matters(name: str) -> tuple[tuple[str, ...], ...]:
     board = _loaded(name, ())
     array = board.array
     if isinstance(array, RowStationary):  # its input and output are one buffer, and it has no operand
@@ -99,4 +117,7 @@ def hardware_specs(draw: st.DrawFn, names: Collection[str] | None = None, max_ch
     """
     name = draw(st.sampled_from(sorted(names) if names is not None else list_hardware()))
     chosen = draw(st.lists(st.sampled_from(_variations(name)), max_size=max_changes, unique=True))
-    return _loaded(name, tuple(dict.fromkeys(setting for matter in chosen for setting in matter)))
+    settings = tuple(dict.fromkeys(setting for matter in chosen for setting in matter))
+    if not _loads(name, settings):  # two that do not go together
+        reject()
+    return _loaded(name, settings)

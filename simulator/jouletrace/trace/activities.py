@@ -131,7 +131,7 @@ def zero_gradient_update(trace: Trace) -> Trace:
     given = (t for t in trace.tensors if t.name in written or (t.role in STATE_ROLES and t.name not in trace.writer))
     tensors = (zero, *(replace(t, saved=False) for t in given))
     header = replace(trace.header, name=f"{trace.header.name}-zero-gradient", loss="")
-    step = Trace(header, tensors, tuple(ops))
+    step = prune(Trace(header, tensors, tuple(ops)))
     check(step)
     return step
 
