@@ -3,7 +3,8 @@
     conv -> y -> (DRAM) -> relu -> z     becomes     conv -> relu -> z
 
 The intermediate ``y`` never reaches DRAM: its producer's store carries ``z`` in its place, and the consumer neither
-loads nor stores. It still computes, while its host runs. A consumer rides if *all* of this holds:
+loads nor stores. It still computes: while its host runs, or behind it where a schedule executes one op after the
+other. A consumer rides if *all* of this holds:
 
 1. It is an elementwise op whose function the hardware lists in ``vector.fuses``.
 2. Its host, the op that rides are taken on, is the last op that writes something it reads, and a convolution, gemm,

@@ -22,7 +22,7 @@ from jouletrace.trace.units import Unit, gated
 __all__ = ["SelectiveLayerUpdate"]
 
 _SETTING = "ResNet-74, CIFAR-10, SMD and SLU and PSG, skip={}"
-_SECTION = "E2-Train, section 4.4"
+_SECTION = "E2-Train, section 4.5"
 
 
 @dataclass(frozen=True)
