@@ -42,7 +42,7 @@ bench: .venv/installed
 
 # Every published measurement beside what is simulated, on the terminal and in the manual; fails if a row misses.
 validate: .venv/installed
-	$(BIN)/jouletrace validate --markdown docs/validation.md
+	$(BIN)/jouletrace validate --markdown docs/validation.md --picture docs/img/validation.svg
 
 lint: .venv/dev
 	$(BIN)/ruff check .

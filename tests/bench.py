@@ -26,7 +26,9 @@ from jouletrace.hardware.load import load_hardware
 from jouletrace.ledger.price import price
 from jouletrace.mapping.memory import SWITCH, Mapped
 from jouletrace.mapping.step import map_step
+from jouletrace.replay.many import simulate_many
 from jouletrace.replay.run import simulate_run
+from jouletrace.replay.step import simulate
 from jouletrace.strategies.base import apply
 from jouletrace.strategies.registry import strategy
 from jouletrace.trace.activities import training_run
@@ -148,6 +150,26 @@ def executions() -> list[Row]:
     return rows
 
 
+def sweeps() -> list[Row]:
+    """Design points a second, none of them seen before: every other one alone, the rest as a sweep."""
+    trace, name = load_trace("resnet20-cifar10-b32"), "eftrain-zcu102"
+    settings = {
+        "prices": [f"board.board_idle=[1 W, {100 + i} W, 200 W]" for i in range(32)],
+        "bandwidth": [f"dram.bandwidth={1000 + 50 * i} MB/s" for i in range(32)],
+    }
+    rows: list[Row] = []
+    for what, values in settings.items():
+        points = [load_hardware(name, [value]) for value in values]
+        compiled.simulate(map_step(trace, load_hardware(name)))  # compiles
+        alone, swept = points[::2], points[1::2]
+        alone_s, _ = seconds(lambda alone=alone: [simulate(trace, point).cycles for point in alone])
+        many_s, _ = seconds(lambda swept=swept: [result.cycles for result in simulate_many(trace, swept)])
+        rows.append({"trace": trace.header.name, "hardware": name, "sweep": what, "points": len(swept),
+                     "alone_points_per_s": round(len(alone) / alone_s, 1),
+                     "points_per_s": round(len(swept) / many_s, 1)})  # fmt: skip
+    return rows
+
+
 def cold_start() -> Row:
     """Wall seconds of fresh processes; the kernels are compiled already."""
     def run(*arguments: str) -> float:
@@ -173,7 +195,7 @@ def main() -> None:
     print(f"bare SimPy: {figures['bare_simpy_events_per_s']:,} events/s\n")
     sections: dict[str, Callable[[], list[Row]]] = {
         "steps": lambda: [step(*names) for names in STEPS], "growth": growth, "executions": executions,
-        "training": lambda: [training()], "cold_start": lambda: [cold_start()],
+        "training": lambda: [training()], "sweeps": sweeps, "cold_start": lambda: [cold_start()],
     }  # fmt: skip
     for name, measure in sections.items():
         rows = measure()

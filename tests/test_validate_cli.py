@@ -62,12 +62,24 @@ def test_only_chooses_by_file_system_or_row(tmp_path: Path, capsys: pytest.Captu
 
 def test_files_are_written_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     places = {what: tmp_path / f"v.{what}" for what in ("json", "html", "markdown")}
+    assert main(["validate", bench(tmp_path, 50), "--markdown", str(places["markdown"])]) == 1
+    assert "![" not in places["markdown"].read_text()
+    places["picture"] = tmp_path / "a folder" / "v.svg"
+    places["picture"].parent.mkdir()
     words = [word for what, place in places.items() for word in (f"--{what}", str(place))]
     assert main(["validate", bench(tmp_path, 50), *words]) == 1
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-3:]] == ["json", "html", "markdown"]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()[-4:]] == list(places)
     assert json.loads(places["json"].read_text())["rows"][0]["verdict"] == "miss"
     assert places["html"].read_text().startswith("<!doctype html>")
-    assert places["markdown"].read_text().startswith("# Held against")
+    page = places["markdown"].read_text()
+    assert page.startswith("# Held against")
+    assert "](a%20folder/v.svg)" in page  # seen from the page
+    assert places["picture"].read_text().startswith("<svg ")
+
+
+def test_a_picture_is_an_svg(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", bench(tmp_path, 50), "--picture", "v.png"]) == 2
+    assert "v.png: a picture ends in .svg" in capsys.readouterr().err
 
 
 def test_the_shipped_counts_hold(capsys: pytest.CaptureFixture[str]) -> None:

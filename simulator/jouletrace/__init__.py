@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from jouletrace.comparison import Comparison, compare
     from jouletrace.hardware.load import list_hardware, load_hardware
     from jouletrace.hardware.spec import Hardware
-    from jouletrace.replay import reproduce, simulate, simulate_run
+    from jouletrace.replay import reproduce, simulate, simulate_many, simulate_run
     from jouletrace.result import Result, RunResult, load_result
     from jouletrace.strategies.base import Strategy, apply
     from jouletrace.strategies.registry import strategy
@@ -62,6 +62,7 @@ __all__ = [
     "record",
     "reproduce",
     "simulate",
+    "simulate_many",
     "simulate_run",
     "strategy",
     "training_run",
@@ -92,6 +93,7 @@ _HOME = {
     "record": "capture.recorder",
     "reproduce": "replay",
     "simulate": "replay",
+    "simulate_many": "replay",
     "simulate_run": "replay",
     "strategy": "strategies.registry",
     "training_run": "trace.activities",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add", "execute"]
 
-FILES = ("json", "html", "markdown")
+FILES = ("json", "html", "markdown", "picture")
 
 
 def add(commands: Commands) -> None:
@@ -37,7 +37,8 @@ def add(commands: Commands) -> None:
     )  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="write every figure")
     parser.add_argument("--html", metavar="FILE", help="write a page with a picture, complete in itself")
-    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown, which show --picture")
+    parser.add_argument("--picture", metavar="FILE.svg", help="draw simulated over measured values")
     parser.set_defaults(execute=execute)
 
 
@@ -45,9 +46,12 @@ def execute(arguments: argparse.Namespace) -> int:
     import sys
     from pathlib import Path
 
+    from jouletrace.errors import UsageError
     from jouletrace.report.validation import print_validation
     from jouletrace.validate import validate
 
+    if arguments.picture and not arguments.picture.endswith(".svg"):
+        raise UsageError(f"{arguments.picture}: a picture ends in .svg")
     place = None if arguments.place is None else Path(arguments.place)
     with outputs({what: path for what in FILES if (path := getattr(arguments, what))}) as files:
         with progress_bar("replaying:") as progress:
@@ -63,8 +67,18 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _write(validation: Validation, files: Mapping[str, Output]) -> None:
-    from jouletrace.report.validation_files import EXPORTS
+    from jouletrace.report.validation_files import EXPORTS, export_markdown
 
     for what, output in files.items():
         with text_into(output.file) as text:
-            EXPORTS[what](text, validation)
+            if what == "markdown" and "picture" in files:
+                export_markdown(text, validation, _seen_from(output.path, files["picture"].path))
+            else:
+                EXPORTS[what](text, validation)
+
+
+def _seen_from(page: str, picture: str) -> str:
+    """The place of a picture as a page links it."""
+    from pathlib import Path
+
+    return Path(os.path.relpath(picture, Path(page).parent)).as_posix()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jouletrace.engine import compiled, events
@@ -15,15 +15,17 @@ from jouletrace.hardware.energy import price_list
 from jouletrace.hardware.load import assumptions, digest, hardware_from_resolved, resolved
 from jouletrace.hardware.spec import Hardware
 from jouletrace.ledger.price import price
-from jouletrace.mapping.memory_plan import plan_memory
+from jouletrace.mapping.memory_plan import MemoryPlan, plan_memory
+from jouletrace.mapping.program import Program
 from jouletrace.mapping.step import map_step, select
+from jouletrace.replay.memory import remembered
 from jouletrace.result.model import Execution, OpResult, Options, Result, TraceInput
 from jouletrace.trace.io import dump, list_traces, load_trace, parse_trace
 from jouletrace.trace.micro_batch import micro_batched
 from jouletrace.trace.model import Trace
 from jouletrace.version import MODEL_VERSION, __version__
 
-__all__ = ["reproduce", "simulate"]
+__all__ = ["Replayed", "priced", "replayed", "reproduce", "simulate"]
 
 Progress = Callable[[int, int], None]
 _ENGINES = {"events": events.simulate, "compiled": compiled.simulate}
@@ -58,14 +60,44 @@ def simulate(
     >>> result.macs == 32 * 32 * 32 * 16 * 27
     True
     """
+    options = Options(engine, only, micro_batch, allow_dram_overflow)
+    return priced(replayed(trace, hardware, options, progress), hardware)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Replayed:
+    """A step that has been mapped and executed, before anything is priced."""
+
+    trace: Trace
+    options: Options
+    micro_batches: int
+    warnings: tuple[str, ...]
+    memory: MemoryPlan
+    program: Program
+    counts: Counts
+
+
+def replayed(trace: Trace, hardware: Hardware, options: Options, progress: Progress | None = None) -> Replayed:
+    """A step up to its cycles and counts. Raises what :func:`simulate` raises, but for actions without a price."""
+    engine, only, micro_batch = options.engine, options.only, options.micro_batch
     if engine not in (AUTO, *_ENGINES):
         known = [AUTO, *_ENGINES]
         raise UsageError(f"there is no engine {engine!r}{did_you_mean(engine, known)}; there is {', '.join(known)}")
     step = trace if micro_batch is None else micro_batched(trace, micro_batch)
-    memory = plan_memory(_part(step, only), hardware, allow_overflow=allow_dram_overflow)
+    memory = plan_memory(_part(step, only), hardware, allow_overflow=options.allow_dram_overflow)
     program = map_step(step, hardware, only=only)
     dynamic = program.port.arbitration == "round_robin"
     counts = _ENGINES[("events" if dynamic else "compiled") if engine == AUTO else engine](program, progress=progress)
+    micro_batches = 1 if micro_batch is None else trace.header.batch // micro_batch
+    return Replayed(trace, options, micro_batches, step.header.warnings, memory, program, counts)
+
+
+def priced(step: Replayed, hardware: Hardware) -> Result:
+    """The result of a step on the hardware that it was replayed on, or on one that differs from it in prices alone.
+
+    Raises :class:`EnergyError` for an action without a price.
+    """
+    counts, program = step.counts, step.program
     breakdown = price(counts, hardware)
     prices = price_list(hardware)
     used = sorted({(row.component, row.action) for row in breakdown.rows})
@@ -73,25 +105,25 @@ def simulate(
     return Result(
         version=__version__,
         model_version=MODEL_VERSION,
-        trace=_trace_input(trace),
+        trace=_trace_input(step.trace),
         hardware=resolved(hardware),
         hardware_digest=digest(hardware),
-        options=Options(engine, only, micro_batch, allow_dram_overflow),
+        options=step.options,
         engine=counts.engine,
         port_model=hardware.dram.port,
         events=counts.events,
         commands=len(program.sequence),
-        micro_batches=1 if micro_batch is None else trace.header.batch // micro_batch,
+        micro_batches=step.micro_batches,
         lanes=hardware.array.lanes,
-        peak_memory_bytes=memory.peak_bytes,
-        dram_capacity_bytes=memory.capacity_bytes,
+        peak_memory_bytes=step.memory.peak_bytes,
+        dram_capacity_bytes=step.memory.capacity_bytes,
         ops=_ops(counts),
         breakdown=breakdown,
         prices={key: prices[key] for key in used},
         assumed=tuple(a for a in weak if a.certainty != "user"),
         user=tuple(a for a in weak if a.certainty == "user"),
-        warnings=step.header.warnings,
-        execution=Execution(program, counts),
+        warnings=step.warnings,
+        execution=Execution(replace(program, hardware=hardware.name), counts),
     )
 
 
@@ -114,6 +146,7 @@ def _ops(counts: Counts) -> tuple[OpResult, ...]:
     )  # fmt: skip
 
 
+@remembered(4)
 def _trace_input(trace: Trace) -> TraceInput:
     """Name and digest, and the lines of the trace unless it is a shipped one, so that a result is complete."""
     data = dump(trace)

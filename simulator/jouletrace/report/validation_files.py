@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
-from math import floor, log10
 from types import MappingProxyType
 from typing import Any, TextIO
 
@@ -19,6 +19,7 @@ from jouletrace.report.validation import (
     tolerance_text,
     verdict_line,
 )
+from jouletrace.report.validation_picture import export_picture, picture
 from jouletrace.validate.outcome import Outcome, Validation
 from jouletrace.version import MODEL_VERSION, __version__
 
@@ -110,22 +111,25 @@ def _listed(ids: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(ids))
 
 
-def export_markdown(file: TextIO, validation: Validation) -> None:
-    """Writes the page of the manual."""
-    file.write("\n".join(_markdown(validation)) + "\n")
+def export_markdown(file: TextIO, validation: Validation, image: str | None = None) -> None:
+    """Writes the page of the manual; ``image`` is where its picture lies, seen from the page."""
+    file.write("\n".join(_markdown(validation, image)) + "\n")
 
 
-def _markdown(validation: Validation) -> Iterator[str]:
+def _markdown(validation: Validation, image: str | None) -> Iterator[str]:
     yield "# Held against published measurements"
     yield ""
     yield (
-        "This page is written by `jouletrace validate --markdown docs/validation.md`. Rows, citations and tolerances "
-        "stand in [validation/](../validation/README.md), and no model reads them. A row that misses its tolerance "
+        "This page is written by `jouletrace validate --markdown`. Rows, citations and tolerances stand in "
+        "[validation/](../validation/README.md), and no model reads them. A row that misses its tolerance "
         "fails the command; numbers that are only recalled, and rows that say why, are shown and fail nothing."
     )
     yield ""
     yield f"{verdict_line(validation)}."
     yield ""
+    if image is not None:
+        yield f"![Simulated over measured values, with bands of 10 and 25 %]({_target(image)})"
+        yield ""
     yield from _markdown_table(_SUMMARY, map(summary_text, validation.summaries))
     yield (
         "Errors are relative, or in points of a percentage, and without sign; rank is Spearman's correlation of "
@@ -148,6 +152,15 @@ def _markdown_table(names: Sequence[str], rows: Iterator[tuple[str, ...]]) -> It
     yield f"|{'|'.join('---:' if name in _NUMBERS else '---' for name in names)}|"
     yield from (f"| {' | '.join(map(_plain, cells))} |" for cells in rows)
     yield ""
+
+
+def _target(place: str) -> str:
+    """A place as Markdown links it: bytes that could end the link are written as %XX.
+
+    >>> _target("../my pictures/a(1).svg")
+    '../my%20pictures/a%281%29.svg'
+    """
+    return "".join(c if c.isalnum() or c in "/._-~" else "".join(f"%{b:02X}" for b in os.fsencode(c)) for c in place)
 
 
 def _plain(text: str) -> str:
@@ -176,7 +189,7 @@ def _html(validation: Validation) -> Iterator[str]:
     if validation.problems:
         yield f"<ul>{''.join(f'<li class=miss>{escape(problem)}</li>' for problem in validation.problems)}</ul>"
     yield from _html_table(_SUMMARY, map(summary_text, validation.summaries))
-    yield from _scatter([o for o in validation.outcomes if o.entry.row.value > 0 and o.simulated > 0])
+    yield from picture(validation)
     for system in validation.systems:
         outcomes = validation.of(system)
         yield f"<h2>{escape(system)}</h2>\n<p>{escape(outcomes[0].entry.file.citation)}</p>"
@@ -195,38 +208,6 @@ def _html_table(names: Sequence[str], rows: Iterator[tuple[str, ...]]) -> Iterat
     yield "</table>"
 
 
-def _scatter(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Simulated over measured, both logarithmic, each in its row's unit; on the line they agree."""
-    if not outcomes:
-        return
-    values = [v for o in outcomes for v in (float(o.entry.row.value), o.simulated)]
-    low, high = floor(log10(min(values))), floor(log10(max(values))) + 1
-    size, edge = 480, 60
-
-    def at(value: float) -> float:
-        return (log10(value) - low) / (high - low) * size
-
-    yield (f'<svg viewBox="0 0 {size + 2 * edge} {size + 2 * edge}" width="{size + 2 * edge}" role="img" '
-           'fill="currentColor" font-size="12" font-family="system-ui, sans-serif">')  # fmt: skip
-    yield "<title>Simulated over measured values, each in the unit of its row</title>"
-    yield (f'<path d="M{edge} {edge} v{size} h{size} M{edge} {edge + size} L{edge + size} {edge}" '
-           'fill="none" stroke="currentColor" stroke-opacity=".4"/>')  # fmt: skip
-    for n in range(low, high + 1, max(1, (high - low) // 8)):
-        place = (n - low) / (high - low) * size
-        yield f'<text x="{edge + place:.1f}" y="{edge + size + 18}" text-anchor="middle">1e{n}</text>'
-        yield f'<text x="{edge - 8}" y="{edge + size - place + 4:.1f}" text-anchor="end">1e{n}</text>'
-    yield f'<text x="{edge + size / 2}" y="{edge + size + 40}" text-anchor="middle">measured</text>'
-    yield f'<text x="{edge}" y="{edge - 14}" text-anchor="middle">simulated</text>'
-    for outcome in outcomes:
-        row = outcome.entry.row
-        values = f"{number(row.value, MEASURED)} measured, {number(outcome.simulated)} simulated, {row.unit}"
-        title = f"{outcome.entry.file.system}, {row.id}: {values}"
-        yield (f'<circle cx="{edge + at(row.value):.1f}" cy="{edge + size - at(outcome.simulated):.1f}" r="4" '
-               f'fill="{_COLOURS[outcome.verdict]}" fill-opacity=".7"><title>{escape(title)}</title>'
-               "</circle>")  # fmt: skip
-    yield "</svg>"
-
-
 EXPORTS: Mapping[str, Callable[[TextIO, Validation], None]] = MappingProxyType({
-    "json": export_json, "html": export_html, "markdown": export_markdown,
+    "json": export_json, "html": export_html, "markdown": export_markdown, "picture": export_picture,
 })  # fmt: skip

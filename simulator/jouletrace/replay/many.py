@@ -1,0 +1,107 @@
+"""One step on many hardwares: a sweep over designs, or over what their energies rest on.
+
+A step is mapped and executed once for all hardwares that differ in prices alone. What those are is decided by content:
+a hardware without the values below, which neither the mapping nor an engine looks at, is the key. Whatever a spec gains
+later is part of the key until it is named here.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
+from typing import Any
+
+from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
+from jouletrace.mapping.memory import is_off
+from jouletrace.replay.step import Replayed, priced, replayed
+from jouletrace.result.model import Options, Result
+from jouletrace.trace.model import Trace
+
+__all__ = ["simulate_many", "weighs_prices"]
+
+# Commands of the replayed steps that are kept: 20 bytes each, so some 100 MB.
+COMMANDS = 4_000_000
+
+# Fields that say what something is called or rests on; errors quote names, and nothing that failed is shared.
+_TEXTS: dict[str, Any] = {"name": True, "description": True, "citation": True, "provenance": True}
+# These and all that only prices follow from. The device's geometry and timing stay in the key, needed or not.
+_PRICES: dict[str, Any] = {
+    **_TEXTS,
+    "energy": True,
+    "board": {"name": True, "device": True, "chip_static": True, "board_idle": True, "provenance": True},
+    "dram": {
+        "use_measured_ratio": True,
+        "device": {
+            "name": True, "vdd_uv": True, "idd_na": True, "measured_ratio": True, "interface_read_aj_per_bit": True,
+            "interface_write_aj_per_bit": True, "provenance": True,
+        },
+    },
+}  # fmt: skip
+
+
+def simulate_many(
+    trace: Trace, hardwares: Iterable[Hardware], *, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Result]:
+    """Replays a training step on each hardware, in their order; every result equals that of :func:`simulate`.
+
+    Hardwares that differ only in energies, powers, DRAM currents, names or sources share their mapping, cycles and
+    counts, and are only priced anew; the others are replayed. (Where a mapping weighs prices to choose its tiles,
+    hardwares with other energies are replayed too.) ``JOULETRACE_NO_CACHE=1`` replays each.
+
+    Results come one by one, each when it is asked for, and ``hardwares`` may be a generator. ``progress`` is called
+    after each with the hardwares done and in all; in all is 0 where ``hardwares`` does not tell.
+
+    Raises what :func:`simulate` raises, at the hardware that is to blame; nothing comes after it.
+
+    >>> import jouletrace
+    >>> from jouletrace.testing.steps import Step
+    >>> step = Step("small", batch=2)
+    >>> step.loss(step.linear("fc", step.given("images", (2, 8), "input"), 4), classes=4)
+    >>> clocks = [f"clock={mhz} MHz" for mhz in (50, 100)]
+    >>> points = (jouletrace.load_hardware("zedboard-int8", [clock]) for clock in clocks)
+    >>> [result.hardware["clock"] for result in simulate_many(step.trace(), points)]
+    ['50000000 Hz', '100000000 Hz']
+    """
+    total = length_hint(hardwares)
+    kept = _Kept()
+    for done, hardware in enumerate(hardwares, start=1):
+        result = priced(kept.replayed(trace, hardware), hardware)
+        if progress is not None:
+            progress(done, total)
+        yield result
+
+
+def weighs_prices(hardware: Hardware) -> bool:
+    """Whether mappings for this hardware are chosen by what accesses cost."""
+    array = hardware.array
+    if isinstance(array, ChannelParallel):
+        return array.schedule.objective != "cycles"
+    return isinstance(array, RowStationary)
+
+
+class _Kept:
+    """Replayed steps of one sweep by the content of their hardware; the least recently used ones go first."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[str, Replayed] = OrderedDict()
+        self._commands = 0
+
+    def replayed(self, trace: Trace, hardware: Hardware) -> Replayed:
+        if is_off():
+            return replayed(trace, hardware, Options())
+        key = _content(hardware)
+        found = self._known.get(key)
+        if found is not None:
+            self._known.move_to_end(key)
+            return found
+        found = self._known[key] = replayed(trace, hardware, Options())
+        self._commands += len(found.program.sequence)
+        while self._commands > COMMANDS and len(self._known) > 1:
+            self._commands -= len(self._known.popitem(last=False)[1].program.sequence)
+        return found
+
+
+def _content(hardware: Hardware) -> str:
+    """All of a hardware that its mapping and its engines look at, as text."""
+    return hardware.model_dump_json(by_alias=True, exclude=_TEXTS if weighs_prices(hardware) else _PRICES)
