@@ -1,7 +1,5 @@
 """From a real training to its energy: recorded by two lines, replayed iteration by iteration."""
 
-import importlib.util
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
 from math import ceil
@@ -17,20 +15,6 @@ from jouletrace.resources import folder  # noqa: E402
 from jouletrace.trace.run import DROPPED, Run  # noqa: E402
 
 ITERATIONS, BATCH = 200, 32
-
-
-@pytest.fixture(scope="module")
-def e2train() -> Iterator[ModuleType]:
-    """The workload, on one thread: so small a network only waits for further ones."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("e2train_replayed", folder("workloads") / "e2train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

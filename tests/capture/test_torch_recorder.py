@@ -1,11 +1,9 @@
 """The recorder: a log says exactly what a training did, whatever ends it; and a small E2-Train really learns."""
 
-import importlib.util
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
@@ -281,20 +279,6 @@ def test_steps_belong_inside_and_must_not_be_forgotten(path: Path) -> None:
 
 
 # -- a real training
-
-
-@pytest.fixture(scope="module")
-def e2train() -> Iterator[ModuleType]:
-    """The workload, on one thread: so small a network only waits for further ones."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    spec = importlib.util.spec_from_file_location("e2train", folder("workloads") / "e2train.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    torch.set_num_threads(threads)
 
 
 class Counters:

@@ -99,7 +99,6 @@ class _Gates:
     tensors: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     gates: list[_Gate] = field(default_factory=list["_Gate"])
     weight_gradients: dict[str, str] = field(default_factory=dict[str, str])
-    accumulations: int = 0
 
     @property
     def batch(self) -> int:

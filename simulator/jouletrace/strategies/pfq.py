@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -93,9 +94,9 @@ class StagedSchedule(PrecisionSchedule):
     window: int = 5
 
     @property
+    @abstractmethod
     def stages(self) -> int:
         """How many there are."""
-        raise NotImplementedError
 
     def ends(self) -> tuple[Fraction, ...]:
         """Where each stage but the last ends, as shares of the run; fewer if turning points never come."""

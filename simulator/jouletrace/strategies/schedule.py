@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,7 +24,7 @@ __all__ = ["PrecisionSchedule", "bad_bits", "bad_boundaries", "equal_parts", "on
 
 
 @dataclass(frozen=True)
-class PrecisionSchedule(Strategy):
+class PrecisionSchedule(Strategy, ABC):
     """Base class of strategies whose widths follow the iterations.
 
     Of a run every distinct setting becomes a distinct step. A single step has the setting of ``position``, which each
@@ -41,9 +42,9 @@ class PrecisionSchedule(Strategy):
     scope: Scope = "operands"
     range: Range = "delayed"
 
+    @abstractmethod
     def schedule(self, iterations: int) -> tuple[Sequence[Fraction], NDArray[np.int64]]:
         """Positions with distinct settings, and for each of so many iterations the index of its own."""
-        raise NotImplementedError
 
     def at(self, position: Fraction) -> PrecisionSchedule:
         """The strategy for single steps at a position."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -20,7 +21,7 @@ __all__ = ["BlockSkipping"]
 
 
 @dataclass(frozen=True)
-class BlockSkipping(Strategy):
+class BlockSkipping(Strategy, ABC):
     """Base class: each unit runs for some samples of a batch, or for the batch, with a probability of its own.
 
     A subclass says which units may be skipped (:meth:`chosen`), with which probability they run (:meth:`shares`),
@@ -44,13 +45,13 @@ class BlockSkipping(Strategy):
         """The units that may be skipped, of all units of a step."""
         return units
 
+    @abstractmethod
     def shares(self, units: Sequence[str]) -> tuple[Fraction, ...]:
         """With which probability each of these units runs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def equipped(self, trace: Trace, units: Sequence[Unit]) -> Trace:
         """The step with gates on the ops of these units, and what decides them."""
-        raise NotImplementedError
 
     def draw(self, run_batch: int, iterations: int, units: Sequence[str], notes: Notes) -> NDArray[np.int32]:
         """int32[iterations, units]: samples that run each unit; every unit has a stream of its own."""
