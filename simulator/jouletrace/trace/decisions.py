@@ -1,4 +1,3 @@
-# pyright: reportPrivateUsage=false
 """What a real training decided in every iteration: the log of a recorder, as compact arrays and as a file.
 
 The format is described in docs/decisions.md. It has the safety of trace files (:mod:`jouletrace.trace.io`): one
@@ -23,7 +22,8 @@ from numpy.typing import NDArray
 from jouletrace.errors import TraceError, UsageError, did_you_mean
 from jouletrace.files import write_file
 from jouletrace.trace.codec import MAX_INTEGER, MAX_PROBLEMS, FieldError, canonical, decode, parse
-from jouletrace.trace.io import MAX_RATIO, _BytesError, _compress, _inflate, _lines, _open, _require_regular
+from jouletrace.trace.line_file import MAX_RATIO, BytesError, compress, inflate, open_at_once, require_regular
+from jouletrace.trace.line_file import lines as lines_of
 
 __all__ = [
     "ACTIVATION",
@@ -303,7 +303,7 @@ def write_decisions(decisions: Decisions, path: str | os.PathLike[str]) -> None:
 def write_dump(data: bytes, path: str | os.PathLike[str]) -> None:
     """Writes the bytes of :func:`dump_decisions`, as :func:`write_decisions` does."""
     if not os.fspath(path).endswith(".jsonl"):
-        packed = _compress(data)
+        packed = compress(data)
         if len(data) > MAX_RATIO * len(packed):
             # Iterations that hardly differ pack so well that the reader would take the file for a bomb.
             packer = zlib.compressobj(9, zlib.DEFLATED, 31, 9, zlib.Z_HUFFMAN_ONLY)
@@ -324,13 +324,13 @@ def read_decisions(path: str | os.PathLike[str]) -> Decisions:
     if "\0" in name:
         raise TraceError(f"{name!r}: a path cannot hold a NUL character")
     try:
-        with open(path, "rb", opener=_open) as file:
-            _require_regular(file)
-            for _ in _inflate(file):
+        with open(path, "rb", opener=open_at_once) as file:
+            require_regular(file)
+            for _ in inflate(file):
                 pass  # a bomb or a damaged file is known before anything is parsed
             file.seek(0)
-            return _Parser(name).read(_lines(_inflate(file)))
-    except _BytesError as error:
+            return _Parser(name).read(lines_of(inflate(file)))
+    except BytesError as error:
         raise TraceError(f"{name}: {error}") from None
     except OSError as error:
         raise TraceError(f"{name}: cannot be read: {error.strerror or error}") from None
@@ -340,7 +340,7 @@ def read_decisions(path: str | os.PathLike[str]) -> Decisions:
 
 def parse_decisions(data: bytes, name: str) -> Decisions:
     """The log in the bytes that :func:`dump_decisions` makes; ``name`` stands in front of errors, as for a file."""
-    return _Parser(name).read(_lines([data]))
+    return _Parser(name).read(lines_of([data]))
 
 
 @dataclass(frozen=True)
@@ -387,7 +387,7 @@ class _Parser:
                 self.sha.update(line)
                 if self.full or (number == 1 and self.problems):
                     break  # whatever follows, it is too much, or not a log of this version
-        except _BytesError as error:
+        except BytesError as error:
             self._add(number + 1, str(error))
         if not number:
             self._add(1, "the file is empty")

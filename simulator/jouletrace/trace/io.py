@@ -10,10 +10,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
-import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from jouletrace.errors import TraceError, UsageError, did_you_mean
 from jouletrace.files import write_file
@@ -21,6 +19,8 @@ from jouletrace.resources import folder
 from jouletrace.trace.check import Finding, check, findings
 from jouletrace.trace.codec import MAX_PROBLEMS, FieldError, canonical, decode, encode, field_names, parse
 from jouletrace.trace.graph import data_dependencies
+from jouletrace.trace.line_file import BytesError, compress, inflate, open_at_once, require_regular
+from jouletrace.trace.line_file import lines as lines_of
 from jouletrace.trace.model import Header, Op, Tensor, Trace
 
 __all__ = [
@@ -39,12 +39,7 @@ FORMAT = "jouletrace-trace"
 VERSION = "1.1"
 SUFFIXES = (".jsonl.gz", ".jsonl")
 
-MAX_COMPRESSED = 64 << 20
-MAX_EXPANDED = 1 << 30
-MAX_RATIO = 200
-MAX_LINE = 1 << 20
 MAX_NODES = 5_000_000
-_CHUNK = 1 << 16
 # Fields of an op that version 1.0 does not have, by the version that added them.
 _ADDED = (("1.1", ("read_bits", "write_elements")),)
 
@@ -106,16 +101,7 @@ def write_trace(trace: Trace, path: str | os.PathLike[str]) -> None:
     """
     check(trace)
     data = dump(trace)
-    write_file(path, data if os.fspath(path).endswith(".jsonl") else _compress(data))
-
-
-def _compress(data: bytes) -> bytes:
-    """One gzip member without time, name or operating system, so that equal traces give equal files."""
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    packed = packer.compress(data) + packer.flush()
-    head = b"\x1f\x8b\x08" + bytes(5) + b"\x02\xff"
-    tail = zlib.crc32(data).to_bytes(4, "little") + (len(data) & 0xFFFFFFFF).to_bytes(4, "little")
-    return head + packed + tail
+    write_file(path, data if os.fspath(path).endswith(".jsonl") else compress(data))
 
 
 # -- finding
@@ -163,14 +149,14 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
         raise TraceError(f"{name!r}: a path cannot hold a NUL character")
     parser = _Parser(name)
     try:
-        with open(path, "rb", opener=_open) as file:
-            _require_regular(file)
-            for _ in _inflate(file):
+        with open(path, "rb", opener=open_at_once) as file:
+            require_regular(file)
+            for _ in inflate(file):
                 pass  # a bomb or a damaged file is known before anything is parsed
             file.seek(0)
-            parser.read(_lines(_inflate(file)))
+            parser.read(lines_of(inflate(file)))
         return parser.trace()
-    except _BytesError as error:
+    except BytesError as error:
         raise TraceError(f"{name}: {error}") from None
     except OSError as error:
         raise TraceError(f"{name}: cannot be read: {error.strerror or error}") from None
@@ -181,74 +167,8 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
 def parse_trace(data: bytes, name: str) -> Trace:
     """The trace of the bytes that :func:`dump` makes; ``name`` stands in front of errors, as for a file."""
     parser = _Parser(name)
-    parser.read(_lines([data]))
+    parser.read(lines_of([data]))
     return parser.trace()
-
-
-def _open(path: str, flags: int) -> int:
-    """Opens without waiting, so that a pipe that nobody writes to is refused instead of waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
-class _BytesError(Exception):
-    """The bytes of a file end here: they are cut off, or not what they claim to be."""
-
-
-def _require_regular(file: BinaryIO) -> None:
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(None, "it is not a regular file")
-
-
-def _inflate(file: BinaryIO) -> Iterator[bytes]:
-    """The bytes of a plain or compressed file in pieces, with all limits checked before more is inflated."""
-    chunk = file.read(_CHUNK)
-    seen_in, seen_out = len(chunk), 0
-    if not chunk.startswith(b"\x1f\x8b"):
-        while chunk:
-            seen_out += len(chunk)
-            if seen_out > MAX_EXPANDED:
-                raise _BytesError(f"the file is larger than {MAX_EXPANDED >> 20} MiB")
-            yield chunk
-            chunk = file.read(_CHUNK)
-        return
-    stream = zlib.decompressobj(wbits=31)
-    while chunk:
-        if stream.eof:
-            raise _BytesError("there is data after the end of the compressed stream")
-        while chunk and not stream.eof:
-            try:
-                piece = stream.decompress(chunk, _CHUNK)
-            except zlib.error as error:
-                raise _BytesError(f"the compressed stream is damaged ({error})") from None
-            seen_out += len(piece)
-            if seen_out > MAX_RATIO * seen_in + _CHUNK:
-                raise _BytesError(f"the file expands to more than {MAX_RATIO} times its size")
-            if seen_out > MAX_EXPANDED:
-                raise _BytesError(f"the file expands to more than {MAX_EXPANDED >> 20} MiB")
-            yield piece
-            chunk = stream.unconsumed_tail
-        if stream.unused_data:
-            raise _BytesError("there is data after the end of the compressed stream")
-        chunk = file.read(_CHUNK)
-        seen_in += len(chunk)
-        if seen_in > MAX_COMPRESSED:
-            raise _BytesError(f"the compressed file is larger than {MAX_COMPRESSED >> 20} MiB")
-    if not stream.eof:
-        raise _BytesError("the compressed stream is cut off")
-
-
-def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Lines with their line feed; a last line without one is cut off."""
-    rest = b""
-    for piece in pieces:
-        *whole, rest = (rest + piece).split(b"\n")
-        for line in whole:
-            yield line + b"\n"
-        if len(rest) > MAX_LINE:
-            raise _BytesError(f"the line is longer than {MAX_LINE >> 20} MiB")
-    if rest:
-        raise _BytesError("the last line has no line feed: the file is cut off")
 
 
 class _Parser:
@@ -283,8 +203,8 @@ class _Parser:
                 if number == 1 and self.problems:
                     break  # whatever follows, it is not a trace of this version
                 if number > MAX_NODES + 2:
-                    raise _BytesError(f"there are more than {MAX_NODES} tensors and ops")
-        except _BytesError as error:
+                    raise BytesError(f"there are more than {MAX_NODES} tensors and ops")
+        except BytesError as error:
             self.add(number + 1, str(error))
             return
         if not number:
