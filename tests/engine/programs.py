@@ -95,6 +95,48 @@ def _programs(draw: st.DrawFn, live: bool, dynamic: bool) -> Program:
     return builder.build(Port("round_robin", n_engines - 1, grant_cycles) if dynamic else None)
 
 
+@st.composite
+def repeating_programs(draw: st.DrawFn) -> Program:
+    """Programs that end, of chunks that repeat as often as credits let them, at most 60 times."""
+    n_engines = draw(st.integers(2, 4))
+    pools = [(t % n_engines, g % n_engines, free) for t, g, free in draw(st.lists(POOL, min_size=1, max_size=4))]
+    chunks = draw(st.lists(st.tuples(st.lists(GENE, min_size=1, max_size=5), st.integers(1, 60)), min_size=1, max_size=5))
+    builder = ProgramBuilder("generated")
+    for i in range(n_engines):
+        builder.engine(f"e{i}", KINDS[i])
+    for i, (_, _, credits) in enumerate(pools):
+        builder.pool(f"p{i}", credits)
+    free = [credits for _, _, credits in pools]
+    for op, (genes, times) in enumerate(chunks):
+        with builder.op(info(f"op{op}"), [o for o in range(op) if genes[0][7] >> o & 1]):
+            # What is taken is given back or was given before, mostly: so that chunks can repeat.
+            moves: list[tuple[int, list[tuple[int, int]], dict[int, int], dict[int, int]]] = []
+            for driver, own, second, cycles, taken, given, amounts, _ in genes:
+                driver %= n_engines
+                holds = [(driver, own), *([(second, cycles)] if second < n_engines and second != driver else [])]
+                takes = {p: 1 + (amounts >> p & 1) for p, (t, _, _) in enumerate(pools) if t == driver and taken >> p & 1}
+                gives = {p: 1 + (amounts >> p & 1) for p, (_, g, _) in enumerate(pools) if g == driver and given >> p & 1}
+                moves.append((own, holds, takes, gives))
+            balance = [sum(gives.get(p, 0) - takes.get(p, 0) for *_, takes, gives in moves) for p in range(len(pools))]
+            for p, (taker, giver, _) in enumerate(pools):
+                if balance[p] > 0:
+                    moves.append((0, [(taker, 1)], {p: balance[p]}, {}))
+                elif balance[p] < 0:
+                    moves.insert(0, (0, [(giver, 1)], {}, {p: -balance[p]}))
+            level, lowest = list(free), [0] * len(pools)
+            for *_, takes, gives in moves:
+                for p in range(len(pools)):
+                    level[p] -= takes.get(p, 0)
+                    lowest[p] = min(lowest[p], level[p])
+                    level[p] += gives.get(p, 0)
+            for p, (_, giver, _) in enumerate(pools):
+                if lowest[p] < 0:  # lent by a command before the chunk, and never taken back
+                    builder.emit([builder.command("lend", [(giver, 2)], gives=[(p, -lowest[p])])])
+                    free[p] -= lowest[p]
+            builder.emit([builder.command(f"c{own}", holds, takes.items(), gives.items()) for own, holds, takes, gives in moves], times)
+    return builder.build()
+
+
 def pipeline(tiles: int, load: int, compute: int, store: int, depth: int = 2) -> ProgramBuilder:
     """Load, compute, store with buffers of ``depth`` tiles on both sides of the array."""
     builder = ProgramBuilder("toy")

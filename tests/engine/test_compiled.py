@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 
-from jouletrace.engine import compiled, events
+from jouletrace.engine import compiled, events, recurrence
 from jouletrace.engine.counts import Counts
 from jouletrace.errors import Deadlock, LimitExceeded, UsageError
 from jouletrace.hardware.load import list_hardware, load_hardware
@@ -15,7 +18,7 @@ from jouletrace.mapping.program import Port, Program, ProgramBuilder
 from jouletrace.mapping.step import map_step
 from jouletrace.trace.io import load_trace
 
-from .programs import any_programs, cases, info, live_programs, pipeline
+from .programs import any_programs, cases, info, live_programs, pipeline, repeating_programs
 
 
 def assert_same(program: Program) -> Counts:
@@ -72,6 +75,16 @@ class TestEqualToEvents:
         check()
         assert min(ends.values()) > 100
 
+    def test_runs(self) -> None:
+        """Chunks that repeat up to 60 times: settling at once, after a while, with a period of several, or never."""
+
+        @cases(400 if os.environ.get("JOULETRACE_NO_NUMBA") else 2000)
+        @given(repeating_programs())
+        def check(program: Program) -> None:
+            assert_same(program)
+
+        check()
+
     def test_a_take_before_the_give_that_feeds_it(self) -> None:
         """The array's command stands first, and starts when the load has ended."""
         builder = ProgramBuilder("toy")
@@ -87,6 +100,32 @@ class TestEqualToEvents:
 def test_shipped_hardware(name: str) -> None:
     """A stage of a network that training uses, on every shipped spec whose port keeps program order."""
     assert_same(map_step(load_trace("resnet20-cifar10-b32"), load_hardware(name), only="layer3.2"))
+
+
+def test_what_settles_is_not_executed_to_the_end() -> None:
+    """A million tiles cost no more than a thousand: the same chunk, and the same few repetitions of it."""
+    few, many = (compiled.simulate(pipeline(tiles, 5, 9, 2).build()) for tiles in (10**3, 10**6))
+    assert (few.cycles, many.cycles) == (5 + 9 * 10**3 + 2, 5 + 9 * 10**6 + 2)
+    assert executed(10**3) == executed(10**6) < 10
+
+
+def executed(tiles: int) -> int:
+    """How often the chunk of a pipeline is executed: its first command reads how long it holds its engine."""
+    program = pipeline(tiles, 5, 9, 2).build()
+    times = 0
+
+    class Watched(list[int]):
+        def __getitem__(self, index: Any) -> Any:
+            nonlocal times
+            times += index == 0
+            return super().__getitem__(index)
+
+    plan = compiled._planned(program)  # pyright: ignore[reportPrivateUsage]
+    now = recurrence.clocks(program.pools, plan.ring_size, len(program.engines), len(program.ops))
+    commands = plan.commands._replace(longest=Watched(plan.commands.longest.tolist()))  # type: ignore[arg-type]
+    op_start, nothing = np.full(1, 1 << 62), np.zeros(0, dtype=np.int64)
+    recurrence.execute(0, 1, plan.turns, commands, plan.runs, now, op_start, nothing, 0)
+    return times
 
 
 def test_credits_in_lots() -> None:
@@ -105,23 +144,33 @@ def test_round_robin_is_left_to_the_events_engine() -> None:
         compiled.simulate(pipeline(1, 1, 1, 1).build(Port("round_robin", 0)))
 
 
+def three_ops() -> Program:
+    """Five commands each, one after another."""
+    builder = ProgramBuilder("toy")
+    pe = builder.engine("pe", "array")
+    for name in "abc":
+        with builder.op(info(name)):
+            builder.emit([builder.command("work", [(pe, 1)])], times=5)
+    return builder.build()
+
+
 def test_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    program = pipeline(5, 1, 1, 1).build()
+    program = three_ops()
     assert compiled.simulate(program, max_events=15).events == 15
     with pytest.raises(LimitExceeded, match="15 commands, more than the limit of 14; raise max_events"):
         compiled.simulate(program, max_events=14)
     seconds = iter(range(99))
-    monkeypatch.setattr(compiled, "BATCH", 4)
+    monkeypatch.setattr(compiled, "BATCH", 5)
     monkeypatch.setattr(compiled, "monotonic", lambda: next(seconds))
-    with pytest.raises(LimitExceeded, match="limit of 2 s with 8 of 15 commands started; raise max_seconds"):
+    with pytest.raises(LimitExceeded, match="limit of 2 s with 10 of 15 commands started; raise max_seconds"):
         compiled.simulate(program, max_seconds=2)
 
 
 def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled, "BATCH", 4)
     seen: list[tuple[int, int]] = []
-    compiled.simulate(pipeline(3, 1, 1, 1).build(), progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(0, 9), (4, 9), (8, 9), (9, 9)]
+    compiled.simulate(three_ops(), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(0, 15), (5, 15), (10, 15), (15, 15)]
 
 
 def test_nothing_to_do() -> None:

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from jouletrace.engine import compiled, events
 from jouletrace.engine.compose import compose
-from jouletrace.engine.family import ABSENT, Family, OpProgram, Slot, concatenate, split
+from jouletrace.engine.family import ABSENT, Family, Slot, concatenate
 from jouletrace.errors import MappingError, UsageError
 from jouletrace.hardware.load import list_hardware, load_hardware
 from jouletrace.hardware.spec import ChannelParallel
-from jouletrace.mapping.program import Program, ProgramBuilder
+from jouletrace.mapping.program import OpProgram, Program, ProgramBuilder, Run
 from jouletrace.mapping.step import map_step
 from jouletrace.trace.io import load_trace
 
@@ -42,7 +42,7 @@ def family(
     serial: bool = False,
 ) -> Family:
     program = builder.build()
-    parts, places = split(program), instead or [()] * len(after)
+    parts, places = program.bodies, instead or [()] * len(after)
     slots = tuple(Slot((part,), a, i) for part, a, i in zip(parts, after, places, strict=True))
     return Family(slots, program.engines, program.pools, program.ops, serial)
 
@@ -94,8 +94,8 @@ def test_one_op_after_another() -> None:
 def test_an_op_without_commands_passes_waits_on() -> None:
     """c awaits b, which has no commands and awaits a."""
     program = toy(("a", 5), ("c", 4)).build()
-    a, c = split(program)
-    slots = (Slot((a,)), Slot((OpProgram((), np.zeros(0, dtype=np.int32)),), after=(0,)), Slot((c,), after=(1,)))
+    a, c = program.bodies
+    slots = (Slot((a,)), Slot((OpProgram((), (), (), ()),), after=(0,)), Slot((c,), after=(1,)))
     one = Family(slots, program.engines, program.pools, (info("a"), info("b"), info("c")))
     run = compose(one, np.zeros((1, 3), dtype=np.int16))
     assert (run.cycles.tolist(), run.end_cycles, run.occurrences) == ([9], ((5,), (0,), (9,)), ((1,), (1,), (1,)))
@@ -104,7 +104,7 @@ def test_an_op_without_commands_passes_waits_on() -> None:
 def test_sums_per_variant() -> None:
     """b for all samples takes 6 cycles, for half of them 3; twice the one, once the other."""
     program = toy(("a", 5), ("b", 6), ("b", 3)).build()
-    a, whole, half = split(program)
+    a, whole, half = program.bodies
     one = Family((Slot((a,)), Slot((whole, half), after=(0,))), program.engines, program.pools, program.ops[:2])
     run = compose(one, np.array([[0, 0], [0, 1], [0, 0], [-1, 1]], dtype=np.int16))
     assert run.cycles.tolist() == [11, 8, 11, 3]
@@ -157,7 +157,7 @@ def families(draw: st.DrawFn) -> tuple[Family, list[list[int]]]:
                         rest = [(pool, credits - free[pool])]
                         builder.emit([builder.command("give the rest", [(giver, 1)], gives=rest)])
     program = builder.build()
-    parts = iter(split(program))
+    parts = iter(program.bodies)
     slots = tuple(
         Slot(
             tuple(next(parts) for _ in variants),
@@ -200,11 +200,8 @@ def test_iterations_do_not_depend_on_one_another(drawn: tuple[Family, list[list[
 
 @cases(300)
 @given(live_programs())
-def test_split_and_concatenate_give_the_program_back(program: Program) -> None:
-    parts = split(program)
-    after: list[tuple[int, ...]] = [()] * len(program.ops)
-    for command in program.commands:
-        after[command.op] = command.after
+def test_concatenate_gives_the_program_back(program: Program) -> None:
+    parts, after = program.bodies, program.after
     one = Family(
         tuple(Slot((part,), a) for part, a in zip(parts, after, strict=True)),
         program.engines, program.pools, program.ops,
@@ -225,10 +222,8 @@ def test_shipped_hardware(name: str) -> None:
     """The last stage of ResNet-20, of which every iteration leaves out other residual blocks."""
     hardware = load_hardware(name)
     program = map_step(load_trace("resnet20-cifar10-b32"), hardware, only="layer3")
-    after: list[tuple[int, ...]] = [()] * len(program.ops)
-    for command in program.commands:
-        after[command.op] = command.after
-    slots = tuple(Slot((part,), a, a) for part, a in zip(split(program), after, strict=True))
+    after = program.after
+    slots = tuple(Slot((part,), a, a) for part, a in zip(program.bodies, after, strict=True))
     array = hardware.array
     serial = isinstance(array, ChannelParallel) and array.schedule.prefetch_stops_at != "never"
     one = Family(slots, program.engines, program.pools, program.ops, serial)
@@ -292,8 +287,8 @@ class TestRefusals:
 
     def test_commands_that_still_know_their_op(self) -> None:
         program = toy(("a", 5), ("b", 5)).build()
-        raw = OpProgram(program.commands, program.sequence)
-        with pytest.raises(UsageError, match="make it with split"):
+        raw = OpProgram(program.engines, program.pools, program.commands, (Run(program.sequence, 1),))
+        with pytest.raises(MappingError, match="command 'work' names an op"):
             cycles(Family((Slot((raw,)),), program.engines, program.pools, program.ops[:1]), [0])
 
     def test_two_takers_of_one_pool_in_different_ops(self) -> None:
@@ -306,11 +301,11 @@ class TestRefusals:
         with pytest.raises(MappingError, match="both 'a' and 'b' take"):
             cycles(family(builder, [(), ()]), [0, 0])
 
-    def test_ops_that_alternate(self) -> None:
-        builder = toy(("a", 5), ("b", 5))
-        builder.emit([0])
-        with pytest.raises(UsageError, match="issue the commands of an op together"):
-            split(builder.build())
+    def test_engines_that_the_family_does_not_list(self) -> None:
+        program = toy(("a", 5), ("b", 5)).build()
+        slots = tuple(Slot((body,)) for body in program.bodies)
+        with pytest.raises(UsageError, match="an op uses 'b', which its family does not list; add them"):
+            cycles(Family(slots, program.engines[:1], program.pools, program.ops), [0, 0])
 
     def test_too_many_cycles(self) -> None:
         with pytest.raises(MappingError, match="more cycles than 64 bits can count"):
@@ -320,6 +315,6 @@ class TestRefusals:
 def test_equal_ops_are_one_op_program() -> None:
     """The two ops load, compute and store the same tiles."""
     builder = pipeline(3, 2, 5, 1)
-    once = split(builder.build())[0]
-    assert once == split(pipeline(3, 2, 5, 1).build())[0]
-    assert once != split(pipeline(3, 2, 6, 1).build())[0]
+    once = builder.build().bodies[0]
+    assert once == pipeline(3, 2, 5, 1).build().bodies[0]
+    assert once != pipeline(3, 2, 6, 1).build().bodies[0]

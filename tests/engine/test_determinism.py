@@ -59,10 +59,11 @@ def test_order_of_engines_and_pools(program: Program, random: Random) -> None:
     """Under a fixed order engines and pools may be numbered in any way."""
     engine = random.sample(range(len(program.engines)), len(program.engines))
     pool = random.sample(range(len(program.pools)), len(program.pools))
-    renumbered = replace(
-        program,
+    renumbered = Program.of(
+        program.hardware,
         engines=tuple(program.engines[engine.index(i)] for i in range(len(engine))),
         pools=tuple(program.pools[pool.index(i)] for i in range(len(pool))),
+        ops=program.ops,
         commands=tuple(
             replace(
                 command,
@@ -72,6 +73,7 @@ def test_order_of_engines_and_pools(program: Program, random: Random) -> None:
             )
             for command in program.commands
         ),
+        sequence=program.sequence,
     )
     assert_equal(events.simulate(renumbered), events.simulate(program))
 

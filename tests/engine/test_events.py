@@ -10,7 +10,7 @@ from hypothesis import given
 
 from jouletrace.engine.events import simulate
 from jouletrace.errors import Deadlock, LimitExceeded, MappingError
-from jouletrace.mapping.program import Port, Program, ProgramBuilder
+from jouletrace.mapping.program import Port, Program, ProgramBuilder, Run
 
 from .harness import run
 from .interpreter import Interpreter
@@ -343,10 +343,16 @@ def test_everything_wrong_with_a_program_is_said_at_once() -> None:
 
 def test_a_program_that_does_not_fit_together() -> None:
     program = pipeline(tiles=1, load=5, compute=9, store=2).build()
+    parts = (program.hardware, program.engines, program.pools, program.ops, program.commands)
     with pytest.raises(MappingError, match=r"the sequence names commands outside 0 \.\. 2"):
-        simulate(replace(program, sequence=np.array([0, 3], dtype=np.int32)))
+        Program.of(*parts, sequence=[0, 3])
+    body = replace(program.bodies[0], runs=(Run(np.array([0, 3], dtype=np.int32), 1),))
+    with pytest.raises(MappingError, match=r"the sequence names commands outside 0 \.\. 2"):
+        simulate(replace(program, bodies=(body,)))
     with pytest.raises(MappingError, match=r"command 'load' names an op outside 0 \.\. 0"):
-        simulate(replace(program, commands=(replace(program.commands[0], after=(4,)), *program.commands[1:])))
+        simulate(replace(program, after=((4,),)))
+    with pytest.raises(MappingError, match="each of the 1 ops needs what it executes, where, and whom it awaits"):
+        simulate(replace(program, after=()))
     with pytest.raises(MappingError, match="a round-robin port needs the index of an engine"):
         simulate(replace(program, port=Port("round_robin")))
 

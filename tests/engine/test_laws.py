@@ -131,7 +131,8 @@ def test_monotone_under_fixed_order(program: Program, which: int, by: int) -> No
     else:
         i = which % len(pools)
         pools[i] = replace(pools[i], credits=pools[i].credits + 1 + by % 3)
-    after = simulate(replace(program, commands=tuple(commands), pools=tuple(pools)))
+    changed = Program.of(program.hardware, program.engines, tuple(pools), program.ops, commands, program.sequence)
+    after = simulate(changed)
     assert (after.intervals.end <= before.intervals.end).all()
     assert after.cycles <= before.cycles
 

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jouletrace.capture.zoo import zoo
-from jouletrace.hardware.spec import Hardware
+from jouletrace.hardware.spec import Hardware, Host
 from jouletrace.mapping.fusion import NO_FUSION, plan_fusion
+from jouletrace.mapping.memory import SWITCH
 from jouletrace.trace.model import Conv, Elementwise, Gate, Header, Nest, Norm, Op, Reduce, Tensor, Trace
 
 from .vector_bench import counted, run, tensor, toy, traffic
@@ -82,6 +83,23 @@ def test_the_last_of_two_writers_is_the_host() -> None:
 def test_nothing_rides_where_the_hardware_fuses_nothing() -> None:
     plan = plan_fusion(step("conv: x w -> y", "relu: y -> z"), toy())
     assert plan == NO_FUSION
+
+
+def test_a_plan_is_that_of_all_hardwares_with_its_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fused functions, kinds that are left to a host, and the word of the datapath; nothing else is looked at."""
+    trace = step("conv: x w -> y", "relu: y -> z", z=replace(tensor("z", E), bits=24))
+    plan = plan_fusion(trace, FUSING)
+    assert plan_fusion(trace, FUSING.model_copy(update={"clock_hz": 1})) is plan
+    assert plan.hosts == {"relu": "conv"}  # 24 bits are stored in words of 32
+    narrow = FUSING.model_copy(update={"word_bits": 8})
+    assert plan_fusion(trace, narrow).misses == {"relu": "it writes values of another width than y"}
+    assert plan_fusion(trace, toy(fuses=("add",))).hosts == {}
+    host = Host.model_validate({"clock": "1 GHz", "kinds": ["elementwise"], "cycles_per_element": 1})
+    assert "host CPU" in plan_fusion(trace, FUSING.model_copy(update={"host": host})).misses["relu"]
+    monkeypatch.setenv(SWITCH, "1")
+    alone = plan_fusion(trace, FUSING)
+    assert alone is not plan
+    assert alone == plan
 
 
 # -- misses

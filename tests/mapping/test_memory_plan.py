@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from jouletrace.capture.zoo import zoo
 from jouletrace.errors import MappingError
 from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.memory import SWITCH
 from jouletrace.mapping.memory_plan import largest_micro_batch, plan_memory, stored_peak
 from jouletrace.trace.lifetimes import peak_memory
 from jouletrace.trace.micro_batch import micro_batched
@@ -63,6 +66,22 @@ def test_elements_are_padded_to_words_of_the_datapath(network: Trace) -> None:
     wide = ZEDBOARD.model_copy(update={"word_bits": 64})
     assert stored_peak(network, ZEDBOARD).size_bytes == peak_memory(network).size_bytes
     assert stored_peak(network, wide).size_bytes > 1.9 * peak_memory(network).size_bytes
+
+
+@pytest.mark.parametrize("word_bits", [8, 24, 32])
+def test_tensors_of_many_widths_are_padded_one_by_one(
+    network: Trace, word_bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The peak of the step as it lies in memory; the same whether it is remembered or not."""
+    tensors = tuple(replace(t, bits=1 + i % 40) for i, t in enumerate(network.tensors))
+    trace = replace(network, tensors=tensors)
+    padded = tuple(replace(t, bits=-(-t.bits // word_bits) * word_bits) for t in tensors)
+    hardware = ZEDBOARD.model_copy(update={"word_bits": word_bits})
+    expected = peak_memory(replace(trace, tensors=padded))
+    faster = hardware.model_copy(update={"clock_hz": 2 * hardware.clock_hz})
+    assert stored_peak(trace, hardware) == stored_peak(trace, faster) == expected
+    monkeypatch.setenv(SWITCH, "1")
+    assert stored_peak(trace, hardware) == expected
 
 
 def test_resnet74_at_batch_128_does_not_fit_a_zedboard() -> None:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+from functools import lru_cache
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jouletrace.errors import MappingError
 from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping import tiles
 from jouletrace.mapping.loops import Loops, loops
-from jouletrace.mapping.tile_costs import scores
-from jouletrace.mapping.tiles import Tile, choose, footprint_bytes
+from jouletrace.mapping.memory import SWITCH
+from jouletrace.mapping.tile_costs import Costs, costs, scores
+from jouletrace.mapping.tiles import Tile, choose, footprint_bytes, part_sizes
 from jouletrace.trace.model import Conv, Gemm, Trace
 
 from .one_op import conv_trace, gemm_trace, square_conv
+from .plain_search import candidates, plain_choice, plain_score
 from .run_op import macs_executed, run_op
 
 
 @pytest.fixture(scope="module")
 def zedboard() -> Hardware:
     return load_hardware("zedboard-fp32")
+
+
+@lru_cache
+def board(spec: str) -> Hardware:
+    return load_hardware(spec)
 
 
 def with_buffers(hardware: Hardware, kib: int, objective: str = "cycles") -> Hardware:
@@ -51,7 +62,7 @@ def every_tile(problem: Loops, hardware: Hardware) -> list[Tile]:
 
 def score(problem: Loops, hardware: Hardware, tiles: list[Tile]) -> np.ndarray:
     axes = np.array([[t.out_channels, t.in_channels, t.rows, t.columns, t.resident] for t in tiles], dtype=np.int64).T
-    return scores(problem, hardware, *axes)
+    return scores(costs(problem, hardware, *axes), problem, hardware)
 
 
 roles = st.sampled_from(["forward", "backward_data", "backward_weight"])
@@ -60,6 +71,127 @@ shapes = st.builds(
     M=st.integers(1, 20), N=st.integers(1, 20), R=st.integers(1, 8), K=st.sampled_from([1, 3]),
     S=st.sampled_from([1, 2]), batch=st.integers(1, 3), role=roles,
 )  # fmt: skip
+
+
+# -- the search and the plain one
+
+designs = st.fixed_dictionaries({
+    "swap": st.sampled_from(["synchronous", "free_running"]),
+    "weights_stay_for": st.sampled_from(["batch", "image"]),
+    "edge_tiles": st.sampled_from(["full", "trimmed"]),
+    "strided_backward_data": st.sampled_from(["zero_insertion", "gather"]),
+    "tile_channels": st.sampled_from(["unroll", "free"]),
+    "objective": st.sampled_from(["cycles", "cycles", "energy", "product"]),
+})  # fmt: skip
+layouts = st.sampled_from(["tiles", "channel_groups", "channels_first", "channels_last"])
+streams = st.tuples(st.sampled_from([32, 48, 64]), st.sampled_from([0, 7, 400]), st.sampled_from(["transfer", "run"]))
+# MB/s and Hz: from a port that holds up everything to one that holds up nothing; no round numbers among them
+memories = st.tuples(st.sampled_from([1, 30, 517, 100_000]), st.sampled_from([99_999_989, 100_000_000]))
+
+
+def designed(
+    hardware: Hardware, schedule: dict[str, str], layout: str, stream: tuple[int, int, str], kib: int
+) -> Hardware:
+    """The same board with an array that is scheduled otherwise, and one manner for all streams."""
+    hardware = with_buffers(hardware, kib)
+    old = hardware.array.schedule  # type: ignore[union-attr]
+    array = hardware.array.model_copy(update={"schedule": old.model_copy(update=schedule), "layout": layout})
+    fields = dict(zip(("width_bits", "start_cycles", "restarts"), stream, strict=True))
+    fed = {name: spec.model_copy(update=fields) for name, spec in hardware.streams.items()}
+    return hardware.model_copy(update={"array": array, "streams": fed})
+
+
+def with_dram(hardware: Hardware, megabytes_per_second: int, clock_hz: int) -> Hardware:
+    dram = hardware.dram.model_copy(update={"bandwidth_bytes_per_second": Fraction(megabytes_per_second * 10**6)})
+    return hardware.model_copy(update={"dram": dram, "clock_hz": clock_hz})
+
+
+@pytest.mark.parametrize("spec", ["eftrain-zcu102", "zedboard-fp32"])
+@settings(max_examples=75)
+@given(
+    nest=shapes | st.builds(Gemm, st.integers(1, 2), st.integers(1, 30), st.integers(1, 30), st.integers(1, 30)),
+    schedule=designs, layout=layouts, stream=streams, kib=st.integers(2, 12),
+    drams=st.lists(memories, min_size=2, max_size=2), first_layer=st.booleans(),
+)  # fmt: skip
+def test_the_search_finds_what_the_plain_one_finds(
+    spec: str, nest: Conv | Gemm, schedule: dict[str, str], layout: str, stream: tuple[int, int, str], kib: int,
+    drams: list[tuple[int, int]], first_layer: bool,
+) -> None:  # fmt: skip
+    """Candidates are scored again where only the DRAM or the clock differ, and searched for where more does."""
+    design = designed(board(spec), schedule, layout, stream, kib)
+    trace = conv_trace(nest, first_layer=first_layer) if isinstance(nest, Conv) else gemm_trace(nest)
+    op = trace.ops[0]
+    problem = loops(op, trace, design)
+    fitting = list(candidates(problem, design))
+    if not any(tile.rows == tile.columns == 1 and not tile.resident for tile in fitting):
+        with pytest.raises(MappingError, match="fits no tiling"):
+            choose(op, problem, design)
+        return
+    for bandwidth, clock_hz in drams:
+        hardware = with_dram(design, bandwidth, clock_hz)
+        expected = plain_choice(problem, hardware, fitting)
+        assert choose(op, problem, hardware) == expected
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(SWITCH, "1")
+            assert choose(op, problem, hardware) == expected
+        assert score(problem, hardware, [expected]) == plain_score(problem, hardware, expected)[0]
+
+
+def test_kept_candidates_are_bounded(zedboard: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least recently used go, the last stay however many they are; tiles are the same."""
+    kept = tiles._Kept()  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(tiles, "_KEPT", kept)
+    monkeypatch.setattr(tiles, "CANDIDATES", 300)
+    nests = [square_conv(M, 12, 9, 3, batch=2) for M in (6, 12, 18, 24, 12, 6)]
+    for i, nest in enumerate(nests):
+        trace = conv_trace(nest)
+        problem, hardware = loops(trace.ops[0], trace, zedboard), with_dram(zedboard, 30 + i, 10**8)
+        chosen = choose(trace.ops[0], problem, hardware)
+        assert chosen == plain_choice(problem, hardware, list(candidates(problem, hardware)))
+        assert kept.candidates <= 300 or len(kept) == 1
+
+
+figures = st.lists(st.tuples(*[st.integers(0, n) for n in (60, 9, 200, 60)]), min_size=1, max_size=30)
+
+
+@given(figures=figures, free_running=st.booleans(), port=st.tuples(st.integers(0, 40), st.integers(1, 20)))
+def test_whatever_the_port_takes_the_best_is_among_the_contenders(
+    zedboard: Hardware, figures: list[tuple[int, int, int, int]], free_running: bool, port: tuple[int, int]
+) -> None:
+    """By the formula of a score, with any number of cycles a word; equal scores go to fewer words, then to the first."""
+    busiest, first, together, words = np.array(figures, dtype=np.int64).T
+    all_of = Costs(busiest + 1, first, together * free_running, words + 1)
+
+    def best(of: Costs) -> tuple[int, ...]:
+        cycles = of.words * port[0] // port[1]
+        score = np.maximum(of.busiest, cycles) + of.first + (of.together + cycles * free_running) // 32
+        return min(zip(score.tolist(), of.words.tolist(), range(len(score)), strict=True))
+
+    contenders = all_of.contenders()
+    assert best(all_of)[2] == contenders[best(all_of.at(contenders))[2]]
+
+
+def test_a_clock_of_odd_hertz_overflows_nothing(zedboard: Hardware) -> None:
+    """The bytes of a cycle are a fraction of large numbers; times many words, more than 64 bits hold."""
+    trace = gemm_trace(Gemm(1, 40_000, 4000, 4000))
+    problem = loops(trace.ops[0], trace, zedboard)
+    slow, tile = with_dram(zedboard, 1, 99_999_989), Tile(6, 6, 1, 1, 0)
+    found, words = plain_score(problem, slow, tile)
+    assert words * slow.dram_bytes_per_cycle.denominator > 2**63
+    assert score(problem, slow, [tile]) == found
+
+
+@pytest.mark.parametrize(("unit", "phases"), [(1, 1), (1, 2), (3, 1), (16, 4)])
+def test_part_sizes_are_the_smallest_of_every_number_of_parts(unit: int, phases: int) -> None:
+    for total in range(1, 120):
+        units = -(-total // unit)
+        smallest = {-(-units // parts) for parts in range(1, units + 1)}
+        assert part_sizes(total, unit, phases) == sorted(
+            {min(size + i, units) * unit for size in smallest for i in range(phases)}
+        )
+
+
+# -- what a search is good for
 
 
 @given(nest=shapes, kib=st.integers(2, 8), objective=st.sampled_from(["cycles", "energy", "product"]))

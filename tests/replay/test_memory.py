@@ -13,8 +13,8 @@ from jouletrace.errors import MappingError, RewriteError
 from jouletrace.hardware.load import list_hardware, load_hardware
 from jouletrace.mapping import memory
 from jouletrace.mapping.program import Program
+from jouletrace.mapping.remembered import remembered
 from jouletrace.mapping.step import map_step
-from jouletrace.replay.memory import remembered
 from jouletrace.strategies.registry import strategy
 from jouletrace.testing import residual_traces
 from jouletrace.trace.batch import with_batch
@@ -101,7 +101,7 @@ def test_equal_arguments_are_looked_up_and_others_are_not() -> None:
 
 def test_columns_are_choices_by_slot() -> None:
     """Slots that choose alike share a column; the run is that of the whole table."""
-    from jouletrace.engine.family import Family, Slot, split
+    from jouletrace.engine.family import Family, Slot
     from jouletrace.mapping.program import OpInfo, ProgramBuilder
 
     builder = ProgramBuilder("toy")
@@ -110,7 +110,7 @@ def test_columns_are_choices_by_slot() -> None:
         with builder.op(OpInfo("op", "layer", "forward", "conv", macs=0)):
             builder.emit([builder.command("work", [(engine, cycles)])])
     program = builder.build()
-    slots = tuple(Slot((part,), after) for part, after in zip(split(program), [(), (0,), (1,)], strict=True))
+    slots = tuple(Slot((part,), after) for part, after in zip(program.bodies, [(), (0,), (1,)], strict=True))
     family = Family(slots, program.engines, program.pools, program.ops)
     always, sometimes = np.array([0, 0, 0], dtype=np.int16), np.array([0, -1, 0], dtype=np.int16)
     columns = Columns((always, sometimes), (0, 1, 0), 3)

@@ -1,12 +1,16 @@
 """A result as a value: groupings that all add up, and tidy tables."""
 
+import pickle
 import sys
+from dataclasses import fields, replace
 
 import pytest
 
 import jouletrace
 from jouletrace.errors import UsageError
 from jouletrace.ledger.breakdown import GROUPS, SCOPES, Energy, Scope
+from jouletrace.replay import step
+from jouletrace.result.model import Deferred
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,29 @@ def test_frame_is_made_of_the_records(result: jouletrace.Result, monkeypatch: py
 def test_unknown_group_is_refused_with_a_suggestion(result: jouletrace.Result) -> None:
     with pytest.raises(UsageError, match="did you mean 'layer'"):
         result.by("layers")
+
+
+def test_what_nobody_looks_at_is_not_worked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    for name in ("resolved", "digest", "assumptions", "_ops"):
+        real = getattr(step, name)
+        monkeypatch.setattr(step, name, lambda x, name=name, real=real: (asked.append(name), real(x))[1])
+    trace = jouletrace.load_trace("resnet20-cifar10-b32")
+    result = jouletrace.simulate(trace, jouletrace.load_hardware("eftrain-zcu102"), only="conv1")
+    assert (result.cycles, result.energy().energy_aj, result.utilisation) > (0, 0, 0)
+    assert not asked
+    assert len({result.hardware_digest, result.hardware_digest}) == 1
+    assert [op.name for op in result.ops] == [op.name for op in result.ops]
+    assert asked == ["digest", "_ops"]
+
+
+def test_a_result_with_values_to_come_is_a_value(result: jouletrace.Result) -> None:
+    given = {each.name: getattr(result, each.name) for each in fields(result)} | {"execution": None}
+    later = jouletrace.Result(**given | {name: Deferred(lambda name=name: given[name]) for name in ("hardware", "ops")})
+    for made in (pickle.loads(pickle.dumps(later)), replace(later, engine=result.engine), later):
+        assert made == result
+        assert made.to_json() == result.to_json()
+    with pytest.raises(AttributeError, match="cannot assign to field 'ops'"):
+        later.ops = ()  # type: ignore[misc]
+    with pytest.raises(TypeError, match="missing 1 required keyword-only argument: 'ops'"):
+        jouletrace.Result(**{name: value for name, value in given.items() if name != "ops"})

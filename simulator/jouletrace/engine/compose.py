@@ -19,16 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jouletrace.engine.check import check
-from jouletrace.engine.family import ABSENT, Family, OpProgram
-from jouletrace.engine.recurrence import Integers, Tables, advance, clocks, kernel, survey, tables
+from jouletrace.engine.family import ABSENT, Family
+from jouletrace.engine.recurrence import Turns, clocks, execute, joined, kernel, rows, survey
 from jouletrace.engine.seams import NEVER, Use, settle, structure
 from jouletrace.errors import MappingError, UsageError
-from jouletrace.mapping.program import Command, OpInfo, Program, Sequence32
+from jouletrace.mapping.op_program import Integers, OpProgram
+from jouletrace.mapping.program import OpInfo, Place, Program
 
 __all__ = ["Choices", "Columns", "Composed", "compose"]
 
 # How many ways to be ready are remembered of an op.
 WAYS = 4096
+# Behind every start.
+NEVER_STARTS = 1 << 62
 Choices = NDArray[np.int16]
 
 
@@ -74,7 +77,7 @@ def compose(
     Raises UsageError for choices that do not exist and for ops that do not return the credits they take, and
     MappingError for commands that break the rules of a program.
 
-    >>> from jouletrace.engine.family import Slot, split
+    >>> from jouletrace.engine.family import Slot
     >>> from jouletrace.mapping.program import OpInfo, ProgramBuilder
     >>> builder = ProgramBuilder("toy")
     >>> a, b = builder.engine("a", "dma"), builder.engine("b", "array")
@@ -83,7 +86,7 @@ def compose(
     ...         builder.emit([builder.command("work", [(engine, cycles)])])
     >>> program = builder.build()
     >>> slots = [Slot((part,), after, instead) for part, after, instead in
-    ...          zip(split(program), [(), (0,), (1,)], [(), (0,), ()])]
+    ...          zip(program.bodies, [(), (0,), (1,)], [(), (0,), ()])]
     >>> family = Family(tuple(slots), program.engines, program.pools, program.ops)
     >>> compose(family, np.array([[0, 0, 0], [0, -1, 0], [-1, 0, -1]], dtype=np.int16)).cycles.tolist()
     [12, 9, 3]
@@ -127,38 +130,37 @@ def _checked(family: Family, choice: Choices | Columns) -> Columns:
     return columns
 
 
-def _program(family: Family, commands: tuple[Command, ...], sequence: Sequence32) -> Program:
-    ops = (OpInfo("op", "", "forward", "", 0),)
-    return Program("family", family.engines, family.pools, ops, commands, sequence)
+# An op alone: one turn of one body, which awaits nobody.
+_ALONE = Turns(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), *rows([()]))
+_UNRECORDED = np.zeros(0, dtype=np.int64)
 
 
 class _Part:
     """An OpProgram with everything needed to execute it; its terms are those of its engines and pools."""
 
-    def __init__(self, part: OpProgram, family: Family, first_term: list[int]) -> None:
-        self.of: Tables = tables(part.commands)
-        self.sequence = part.sequence.view()
-        self.sequence.setflags(write=False)
-        self.family = family
-        self.engines = sorted({engine for c in part.commands for engine, _ in c.holds})
-        self.pools = sorted({pool for c in part.commands for pool, _ in (*c.takes, *c.gives)})
+    def __init__(self, body: OpProgram, family: Family, first_term: list[int]) -> None:
+        self.body = body
+        self.is_empty = not body.runs
+        place = family.place(body)
         self.terms = np.array(
-            [*self.engines, *(t for p in self.pools for t in range(first_term[p], first_term[p + 1]))], dtype=np.int64
+            [*place.engines, *(t for p in place.pools for t in range(first_term[p], first_term[p + 1]))], dtype=np.int64
         )
-        credits = np.array([pool.credits for pool in family.pools], dtype=np.int64)
-        level = credits.copy()
-        self.ring_size = np.maximum(credits, 1)
-        left = np.array([len(self.sequence)], dtype=np.int64)
-        stuck = kernel(survey)(self.sequence, self.of, level, left, self.ring_size)
+        own = Place(tuple(range(len(body.engines))), tuple(range(len(body.pools))))
+        self.commands, self.runs = joined([(body, own)])
+        credits = np.array([pool.credits for pool in body.pools], dtype=np.int64)
+        level, ring_size = credits.copy(), np.maximum(credits, 1)
+        stuck = kernel(survey)(_ALONE, self.commands, self.runs, level, ring_size)
+        # What goes into an op are single credits, each with its own cycle; every give adds an entry.
+        self.ring_size = np.maximum(np.minimum(ring_size, credits + np.array(body.gives, dtype=np.int64)), 1)
         self.problem = ""
         if stuck >= 0:
-            name = part.commands[int(self.sequence[stuck])].name
+            name = body.commands[int(self.runs.sequence[stuck])].name
             self.problem = f"takes credits at command {stuck} ({name!r}) that none of its earlier commands has given"
         elif (level != credits).any():
-            pool = family.pools[int(np.flatnonzero(level != credits)[0])]
+            pool = body.pools[int(np.flatnonzero(level != credits)[0])]
             self.problem = f"does not leave {pool.name!r} with the {pool.credits} credits that it started with"
-        held = frozenset(tuple(sorted(engine for engine, _ in c.holds)) for c in part.commands)
-        taken = {len(family.engines) + pool for c in part.commands for pool, _ in c.takes}
+        held = frozenset(tuple(sorted(place.engines[engine] for engine, _ in c.holds)) for c in body.commands)
+        taken = {len(family.engines) + place.pools[pool] for pool, _ in body.takers}
         self.use = Use(False, held, frozenset({engine for team in held for engine in team} | taken))
         self._memory: dict[bytes, tuple[Integers, int, int]] = {}
 
@@ -172,23 +174,23 @@ class _Part:
         return self._memory[key]
 
     def _execute(self, ready: Integers) -> tuple[Integers, int, int]:
-        pools = self.family.pools
-        now = clocks(pools, self.ring_size, len(self.family.engines), 1)
-        now.free[self.engines] = ready[: len(self.engines)]
-        term = len(self.engines)
-        for p in self.pools:
-            credits, entry = pools[p].credits, int(now.ring_at[p])
-            now.ring_cycle[entry : entry + credits] = ready[term : term + credits]
-            now.ring_credits[entry : entry + credits] = 1
-            now.filled[p] = credits
-            term += credits
-        start = np.zeros(len(self.sequence), dtype=np.int64)
-        kernel(advance)(self.sequence, self.of, now, start)
-        behind = [now.free[self.engines]]
-        for p in self.pools:
-            rows: Integers = now.ring_at[p] + (now.head[p] + np.arange(int(now.filled[p]))) % self.ring_size[p]
-            behind.append(np.repeat(now.ring_cycle[rows], now.ring_credits[rows]))
-        return np.concatenate(behind), int(start.min()), int(now.op_end[0])
+        body = self.body
+        now = clocks(body.pools, self.ring_size, len(body.engines), 1)
+        now.free[:] = ready[: len(body.engines)]
+        term = len(body.engines)
+        for p, pool in enumerate(body.pools):
+            entry = int(now.ring_at[p])
+            now.ring_cycle[entry : entry + pool.credits] = ready[term : term + pool.credits]
+            now.ring_credits[entry : entry + pool.credits] = 1
+            now.filled[p] = pool.credits
+            term += pool.credits
+        start = np.full(1, NEVER_STARTS, dtype=np.int64)
+        kernel(execute)(0, 1, _ALONE, self.commands, self.runs, now, start, _UNRECORDED, 0)
+        behind = [now.free]
+        for p in range(len(body.pools)):
+            entries: Integers = now.ring_at[p] + (now.head[p] + np.arange(int(now.filled[p]))) % self.ring_size[p]
+            behind.append(np.repeat(now.ring_cycle[entries], now.ring_credits[entries]))
+        return np.concatenate(behind), int(start[0]), int(now.op_end[0])
 
 
 def _first_terms(family: Family) -> list[int]:
@@ -204,23 +206,18 @@ def _parts(family: Family) -> list[list[_Part]]:
     known: object = family.__dict__.get("_parts")  # kept as a cached property of the frozen family
     if isinstance(known, list):
         return cast(list[list[_Part]], known)
-    given = {id(part): part for slot in family.slots for part in slot.variants}
-    programs = dict.fromkeys(given.values())
-    for part in programs:
-        if any(c.op or c.after for c in part.commands):
-            raise UsageError("an OpProgram has commands of several ops, or that await ops; make it with split")
-        check(_program(family, part.commands, part.sequence))
+    given = {id(body): body for slot in family.slots for body in slot.variants}
+    bodies = tuple(dict.fromkeys(given.values()))
     # Together: one driver takes from a pool, whatever the op, and one gives.
-    together = tuple(command for part in programs for command in part.commands)
-    check(_program(family, together, np.zeros(0, dtype=np.int32)))
+    ops = tuple(OpInfo("op", "", "forward", "", 0) for _ in bodies)
+    places = tuple(map(family.place, bodies))
+    check(Program("family", family.engines, family.pools, ops, bodies, places, ((),) * len(bodies)))
     # The sum of all variants bounds every cycle of a step; a quarter of 64 bits leaves room for NEVER.
-    serial = {p: sum(c.cycles * int(n) for c, n in zip(p.commands, p.repeats, strict=True)) for p in programs}
-    cycles = {i: serial[part] for i, part in given.items()}
-    if 4 * sum(cycles[id(part)] for slot in family.slots for part in slot.variants) >= 2**63:
+    if 4 * sum(body.serial_cycles for slot in family.slots for body in slot.variants) >= 2**63:
         raise MappingError("the ops take more cycles than 64 bits can count; split the step")
     first_term = _first_terms(family)
-    made = {part: _Part(part, family, first_term) for part in programs}
-    of = {i: made[part] for i, part in given.items()}
+    made = {body: _Part(body, family, first_term) for body in bodies}
+    of = {i: made[body] for i, body in given.items()}
     parts = [[of[id(part)] for part in slot.variants] for slot in family.slots]
     problems = {
         f"an op at slot {j} ({family.ops[j].name!r}) {part.problem}; only ops that give back what they take compose"
@@ -327,7 +324,7 @@ class _Run:
         """Advances a seam in place; the start, end and frontier cycles of the op, or None if it has no commands."""
         part = self.parts[j][v]
         after = self._awaited(seam, self.family.after[j])
-        if not len(part.sequence):
+        if part.is_empty:
             seam[self.terms + j] = after
             return None
         ready = np.maximum(seam[part.terms], after)  # every command of the op waits for this

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from jouletrace.mapping.program import Action, OpInfo, Program
+from jouletrace.mapping.op_program import Action, Integers
+from jouletrace.mapping.program import OpInfo, Program
 
-__all__ = ["Counts", "Intervals", "OpCounts", "collect"]
+__all__ = ["Counts", "Intervals", "OpCounts", "collect", "spans"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +59,13 @@ class OpCounts:
 class Intervals:
     """Start and end cycle of every command of the sequence, int64[commands]."""
 
-    start: NDArray[np.int64]
-    end: NDArray[np.int64]
+    start: Integers
+    end: Integers
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """A finished step. ``engine_busy`` is cycles per engine name."""
+    """A finished step. ``engine_busy`` is cycles per engine name; ``find_intervals`` finds the ``intervals``."""
 
     cycles: int
     ops: tuple[OpCounts, ...]
@@ -72,7 +73,12 @@ class Counts:
     engine: str
     port_model: str
     events: int
-    intervals: Intervals
+    find_intervals: Callable[[], Intervals]
+
+    @cached_property
+    def intervals(self) -> Intervals:
+        """When every command starts and ends."""
+        return self.find_intervals()
 
     def total(self) -> dict[Action, int]:
         """All counts of all ops, summed."""
@@ -83,13 +89,11 @@ class Counts:
         return dict(sorted(total.items()))
 
 
-def _spans(of: NDArray[np.int64], ops: int, intervals: Intervals) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def spans(program: Program, intervals: Intervals) -> tuple[Integers, Integers]:
     """The first start and the last end of every op, int64[ops]; 0 for an op without commands."""
-    if len(of) and (of[1:] < of[:-1]).any():  # a hand-written program may let the commands of ops alternate
-        by_op = np.argsort(of, kind="stable")
-        return _spans(of[by_op], ops, Intervals(intervals.start[by_op], intervals.end[by_op]))
+    ops = len(program.ops)
     start, end = np.zeros(ops, dtype=np.int64), np.zeros(ops, dtype=np.int64)
-    bounds = np.searchsorted(of, np.arange(ops + 1))
+    bounds = np.cumsum([0, *map(len, program.bodies)])
     present = np.flatnonzero(bounds[1:] > bounds[:-1])
     if len(present):
         start[present] = np.minimum.reduceat(intervals.start, bounds[present])
@@ -97,56 +101,32 @@ def _spans(of: NDArray[np.int64], ops: int, intervals: Intervals) -> tuple[NDArr
     return start, end
 
 
-def collect(program: Program, intervals: Intervals, engine: str, events: int) -> Counts:
-    """Sums a program's counts over executed commands; shared by all engines.
+def collect(
+    program: Program, op_start: Integers, op_end: Integers, engine: str, events: int,
+    find_intervals: Callable[[], Intervals],
+) -> Counts:  # fmt: skip
+    """Sums a program's counts; shared by all engines. ``op_start`` and ``op_end`` are the cycles of every op.
 
-    Sums are exact: distinct commands times their repeats, in Python integers.
+    Sums are exact: distinct commands times their repeats, in Python integers. Ops that execute the same share them.
     """
-    n_ops = len(program.ops)
-    of = np.array([c.op for c in program.commands], dtype=np.int64)[program.sequence]
-    start, end = _spans(of, n_ops, intervals)
-
-    counts: list[dict[Action, int]] = [{} for _ in range(n_ops)]
-    busy: list[dict[int, int]] = [{} for _ in range(n_ops)]
-    starts: list[dict[int, int]] = [{} for _ in range(n_ops)]
-    engine_busy = [0] * len(program.engines)
-    for command, repeats in zip(program.commands, program.repeats.tolist(), strict=True):
-        if not repeats:
-            continue
-        of_op = counts[command.op]
-        for action, n in command.counts:
-            of_op[action] = of_op.get(action, 0) + n * repeats
-        for held, cycles in command.holds:
-            busy[command.op][held] = busy[command.op].get(held, 0) + cycles * repeats
-            engine_busy[held] += cycles * repeats
-        if command.start_cycles:
-            driver = command.holds[0][0]
-            starts[command.op][driver] = starts[command.op].get(driver, 0) + command.start_cycles * repeats
-
-    frontier = [0] * n_ops
-    reached = 0
-    for i in range(n_ops):
-        frontier[i] = max(0, int(end[i]) - reached)
-        reached = max(reached, int(end[i]))
-
-    kinds = [e.kind for e in program.engines]
-    ops: list[OpCounts] = []
-    for i, op in enumerate(program.ops):
-        by_kind: dict[str, int] = {}
-        for held, cycles in busy[i].items():
-            by_kind[kinds[held]] = max(by_kind.get(kinds[held], 0), cycles)
-        ops.append(
-            OpCounts(
-                op, int(start[i]), int(end[i]), frontier[i], dict(sorted(by_kind.items())),
-                max(starts[i].values(), default=0), dict(sorted(counts[i].items())),
-            )
-        )  # fmt: skip
+    reached = np.maximum.accumulate(op_end) if len(op_end) else op_end
+    frontier = np.diff(reached, prepend=0)
+    ops = tuple(
+        OpCounts(op, start, end, beyond, body.busy, body.start_cycles, body.counts)
+        for op, body, start, end, beyond in zip(
+            program.ops, program.bodies, op_start.tolist(), op_end.tolist(), frontier.tolist(), strict=True
+        )
+    )
+    busy = [0] * len(program.engines)
+    for body, place, times in program.distinct:
+        for held, cycles in zip(place.engines, body.held_cycles, strict=True):
+            busy[held] += times * cycles
     return Counts(
-        reached,
-        tuple(ops),
-        {e.name: b for e, b in zip(program.engines, engine_busy, strict=True)},
+        int(reached[-1]) if len(reached) else 0,
+        ops,
+        {e.name: b for e, b in zip(program.engines, busy, strict=True)},
         engine,
         program.port.arbitration,
         events,
-        intervals,
+        find_intervals,
     )

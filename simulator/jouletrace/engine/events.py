@@ -20,7 +20,7 @@ from simpy import Environment, Event
 from simpy.core import EmptySchedule
 
 from jouletrace.engine.check import check
-from jouletrace.engine.counts import Counts, Intervals, collect
+from jouletrace.engine.counts import Counts, Intervals, collect, spans
 from jouletrace.engine.credits import Alarm, Credits
 from jouletrace.engine.deadlock import explain
 from jouletrace.engine.ports import RoundRobin, Turnstile
@@ -93,7 +93,8 @@ def simulate(
         raise explain(program, started >= 0, run.env.now)
     if progress is not None:
         progress(total, total)
-    return collect(program, run.intervals(), "events", events)
+    intervals = run.intervals()
+    return collect(program, *spans(program, intervals), "events", events, lambda: intervals)
 
 
 class Clock(Environment):

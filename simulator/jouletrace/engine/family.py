@@ -1,64 +1,24 @@
 """Families of programs: a step whose ops may each be absent, or be one of several variants.
 
 A training run repeats one step with other decisions in every iteration. The commands of an op depend on its own shape
-only, so an iteration is a choice, for every slot of the step, among command lists that are known in advance.
+only, so an iteration is a choice, for every slot of the step, among op programs that are known in advance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-
 from jouletrace.errors import UsageError
-from jouletrace.mapping.program import Action, Command, Engine, OpInfo, Pool, Program, Sequence32
+from jouletrace.mapping.op_program import Engine, OpProgram, Pool
+from jouletrace.mapping.program import OpInfo, Place, Program
 
-__all__ = ["ABSENT", "Family", "OpProgram", "Slot", "concatenate", "split"]
+__all__ = ["ABSENT", "Family", "Slot", "concatenate"]
 
 # The choice of an iteration that leaves a slot out.
 ABSENT = -1
-
-
-@dataclass(frozen=True, eq=False)
-class OpProgram:
-    """The commands of one op, free of its place in the step: their ``op`` is 0 and their ``after`` empty.
-
-    Equal contents are equal values, whichever programs they come from, if these number engines and pools alike.
-    """
-
-    commands: tuple[Command, ...]
-    sequence: Sequence32
-
-    @cached_property
-    def _key(self) -> tuple[tuple[Command, ...], bytes]:
-        return self.commands, self.sequence.tobytes()
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self._key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, OpProgram) and self._hash == other._hash and self._key == other._key
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    @cached_property
-    def repeats(self) -> NDArray[np.int64]:
-        """How often each distinct command stands in the sequence."""
-        return np.bincount(self.sequence, minlength=len(self.commands)).astype(np.int64)
-
-    @cached_property
-    def counts(self) -> dict[Action, int]:
-        """Accesses of all its commands, exact."""
-        total: dict[Action, int] = {}
-        for command, times in zip(self.commands, self.repeats.tolist(), strict=True):
-            for action, n in command.counts:
-                total[action] = total.get(action, 0) + n * times
-        return dict(sorted(total.items()))
+_NOTHING = OpProgram((), (), (), ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +37,8 @@ class Slot:
 
 @dataclass(frozen=True, eq=False)
 class Family:
-    """A step with choices. ``serial``: every op also awaits the one before it that is present."""
+    """A step with choices, whose ops use these engines and pools, by name. ``serial``: every op also awaits the one
+    before it that is present."""
 
     slots: tuple[Slot, ...]
     engines: tuple[Engine, ...]
@@ -99,40 +60,21 @@ class Family:
         # The slot before stands for all before it, absent or not: it passes on what came before.
         return tuple(sorted({*awaited, *((slot - 1,) if self.serial and slot else ())}))
 
+    @cached_property
+    def _numbers(self) -> tuple[dict[str, int], dict[str, int]]:
+        return {e.name: i for i, e in enumerate(self.engines)}, {p.name: i for i, p in enumerate(self.pools)}
 
-def split(program: Program) -> tuple[OpProgram, ...]:
-    """The commands of each op of a program, in order of its ops; equal ones are one object.
+    def place(self, body: OpProgram) -> Place:
+        """Which of the family's engines and pools those of an op program are.
 
-    Raises UsageError if commands of different ops alternate.
-
-    >>> from jouletrace.mapping.program import ProgramBuilder
-    >>> builder = ProgramBuilder("toy")
-    >>> pe = builder.engine("pe", "array")
-    >>> for name in ("one", "two"):
-    ...     with builder.op(OpInfo(name, "layer", "forward", "conv", macs=0)):
-    ...         builder.emit([builder.command("work", [(pe, 3)])], times=2)
-    >>> one, two = split(builder.build())
-    >>> one is two, one.sequence.tolist()
-    (True, [0, 0])
-    """
-    of = np.array([c.op for c in program.commands], dtype=np.int64)[program.sequence]
-    if len(of) and (np.diff(of) < 0).any():
-        place = int(np.flatnonzero(np.diff(of) < 0)[0]) + 1
-        raise UsageError(
-            f"command {place} of the sequence belongs to {program.ops[int(of[place])].name!r}, and the one before it "
-            f"to {program.ops[int(of[place - 1])].name!r}, a later op; issue the commands of an op together"
-        )
-    bounds = np.searchsorted(of, np.arange(len(program.ops) + 1))
-    parts: list[OpProgram] = []
-    known: dict[OpProgram, OpProgram] = {}
-    for first, last in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
-        used: list[int] = np.unique(program.sequence[first:last]).tolist()
-        commands = tuple(replace(program.commands[c], op=0, after=()) for c in used)
-        sequence = np.searchsorted(used, program.sequence[first:last]).astype(np.int32)
-        sequence.setflags(write=False)
-        part = OpProgram(commands, sequence)
-        parts.append(known.setdefault(part, part))
-    return tuple(parts)
+        Raises UsageError for one that the family does not have.
+        """
+        engines, pools = self._numbers
+        unknown = [e.name for e in body.engines if e.name not in engines]
+        unknown += [p.name for p in body.pools if p.name not in pools]
+        if unknown:
+            raise UsageError(f"an op uses {', '.join(map(repr, unknown))}, which its family does not list; add them")
+        return Place(tuple(engines[e.name] for e in body.engines), tuple(pools[p.name] for p in body.pools))
 
 
 def concatenate(family: Family, row: Sequence[int]) -> Program:
@@ -141,16 +83,14 @@ def concatenate(family: Family, row: Sequence[int]) -> Program:
     Op j is slot j, without commands where it is absent. ``row`` is the variant of every slot, or -1.
     """
     awaited: list[frozenset[int]] = []  # ops with commands that stand for a slot
-    commands: list[Command] = []
-    pieces: list[Sequence32] = [np.zeros(0, dtype=np.int32)]
+    bodies: list[OpProgram] = []
+    afters: list[tuple[int, ...]] = []
     for j, (slot, choice) in enumerate(zip(family.slots, row, strict=True)):
+        body = _NOTHING if choice == ABSENT else slot.variants[choice]
         edges = family.instead[j] if choice == ABSENT else family.after[j]
         after = frozenset[int]().union(*(awaited[a] for a in edges))
-        if choice == ABSENT or not len(slot.variants[choice].sequence):
-            awaited.append(after)
-            continue
-        part = slot.variants[choice]
-        pieces.append(part.sequence + np.int32(len(commands)))
-        commands += [replace(c, op=j, after=tuple(sorted(after))) for c in part.commands]
-        awaited.append(frozenset({j}))
-    return Program("family", family.engines, family.pools, family.ops, tuple(commands), np.concatenate(pieces))
+        awaited.append(frozenset({j}) if body.runs else after)
+        bodies.append(body)
+        afters.append(tuple(sorted(after)))
+    places = tuple(map(family.place, bodies))
+    return Program("family", family.engines, family.pools, family.ops, tuple(bodies), places, tuple(afters))

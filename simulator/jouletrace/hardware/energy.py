@@ -72,6 +72,10 @@ class PriceList(Mapping[tuple[str, str], Price]):
         )
 
 
+# The last hardware with its prices: whoever asks once asks again.
+_LAST: list[tuple[Hardware, PriceList]] = []
+
+
 def price_list(hardware: Hardware) -> PriceList:
     """All prices of a hardware. Raises :class:`EnergyError` with everything that its tables cannot price.
 
@@ -80,6 +84,15 @@ def price_list(hardware: Hardware) -> PriceList:
     >>> prices[("array", "mac_bf16")].energy_aj, prices[("array", "mac_bf16")].certainty
     (590000, 'derived')
     """
+    for known, prices in _LAST:
+        if known is hardware:
+            return prices
+    prices = _price_list(hardware)
+    _LAST[:] = [(hardware, prices)]
+    return prices
+
+
+def _price_list(hardware: Hardware) -> PriceList:
     energy, kind = hardware.energy, hardware.array.multiplier.type
     wanted = [
         _Wanted("array", f"mac_{kind}", energy.array, f"mac_{kind}", "operation"),

@@ -5,57 +5,24 @@ Energies are integers of 1 aJ, so every grouping adds up to the same total to th
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Literal, cast
+from functools import cached_property
 
 from jouletrace.errors import UsageError, did_you_mean
+from jouletrace.ledger.rows import SCOPES, Energy, PricedRows, Row, Scope, first_scope
+from jouletrace.ledger.tally import OpKey, Tally
+from jouletrace.mapping.program import Action
 
 __all__ = ["GROUPS", "SCOPES", "Breakdown", "Energy", "Row", "Scope"]
 
-Scope = Literal["chip", "chip+dram", "board"]
-# Chip: array, buffers, vector unit, host (on an FPGA with processors it is on the chip) and chip static
-# power. Chip + DRAM adds the DRAM with its background and refresh; board adds what the board draws when it
-# idles.
-SCOPES: tuple[Scope, ...] = ("chip", "chip+dram", "board")
-_FIRST_SCOPE: dict[str, int] = {"dram": 1, "board": 2}
-GROUPS = ("op", "layer", "phase", "kind", "component", "action", "role")
+_OF_OPS = OpKey._fields
+_OF_ACTIONS = ("component", "action", "role")
+GROUPS = (*_OF_OPS, *_OF_ACTIONS)
 
 
-@dataclass(frozen=True, slots=True)
-class Energy:
-    """An energy between its bounds, in aJ."""
-
-    energy_aj: int = 0
-    low_aj: int = 0
-    high_aj: int = 0
-
-    def __add__(self, other: Energy) -> Energy:
-        return Energy(self.energy_aj + other.energy_aj, self.low_aj + other.low_aj, self.high_aj + other.high_aj)
-
-    def times(self, n: int) -> Energy:
-        return Energy(self.energy_aj * n, self.low_aj * n, self.high_aj * n)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """``count`` actions of one kind in one op and their cost; ``role`` is empty where no tensor is meant."""
-
-    op: str
-    layer: str
-    phase: str
-    kind: str
-    component: str
-    action: str
-    role: str
-    count: int
-    energy: Energy
-
-    def within(self, scope: Scope) -> bool:
-        return _FIRST_SCOPE.get(self.component, 0) <= SCOPES.index(scope)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Breakdown:
     """The energy of a step or a run, in rows in program order.
 
@@ -65,29 +32,57 @@ class Breakdown:
     (60, {'conv': Energy(energy_aj=90, low_aj=60, high_aj=150)})
     """
 
-    rows: tuple[Row, ...]
+    rows: Sequence[Row]
     cycles: int
     clock_hz: int
 
+    @cached_property
+    def _sums(self) -> Mapping[Action, tuple[int, Energy]]:
+        """Count and energy of every action, in order of first appearance."""
+        if isinstance(self.rows, PricedRows):
+            return self.rows.sums()
+        sums: dict[Action, tuple[int, Energy]] = {}
+        for row in self.rows:
+            action = (row.component, row.action, row.role)
+            count, energy = sums.get(action, (0, Energy()))
+            sums[action] = (count + row.count, energy + row.energy)
+        return sums
+
+    def _costs(self) -> Iterable[tuple[OpKey, int, Energy]]:
+        """Energies of ops in program order, each of one ``first_scope``."""
+        if isinstance(self.rows, PricedRows):
+            return self.rows.costs()
+        return (
+            (OpKey(row.op, row.layer, row.phase, row.kind), first_scope(row.component), row.energy) for row in self.rows
+        )
+
+    @cached_property
+    def counts(self) -> Mapping[tuple[str, str], int]:
+        """How often everything was done, by component and action; cycles for what costs energy per cycle."""
+        counts: dict[tuple[str, str], int] = {}
+        for (component, action, _), (count, _) in self._sums.items():
+            counts[component, action] = counts.get((component, action), 0) + count
+        return counts
+
     def total(self, scope: Scope = "board") -> Energy:
         """Everything within the scope."""
-        return sum((row.energy for row in self.rows if row.within(scope)), Energy())
+        return sum(self.by("component", scope).values(), Energy())
 
     def by(self, group: str, scope: Scope = "board") -> dict[str, Energy]:
         """Sums per op, layer, phase, kind, component, action or role, in order of first appearance.
 
         Raises :class:`UsageError` for any other group.
         """
-        if group not in GROUPS:
-            raise UsageError(
-                f"energy cannot be grouped by {group!r}; groups are {', '.join(GROUPS)}{did_you_mean(group, GROUPS)}"
-            )
-        sums: dict[str, Energy] = {}
-        for row in self.rows:
-            if row.within(scope):
-                key = cast(str, getattr(row, group))
-                sums[key] = sums.get(key, Energy()) + row.energy
-        return sums
+        last = SCOPES.index(scope)
+        if group in _OF_OPS:
+            of = _OF_OPS.index(group)
+            return _summed((key[of], energy) for key, first, energy in self._costs() if first <= last)
+        if group in _OF_ACTIONS:
+            of = _OF_ACTIONS.index(group)
+            return _summed((key[of], energy) for key, (_, energy) in self._sums.items() if first_scope(key[0]) <= last)
+        raise UsageError(
+            f"energy cannot be grouped by {group!r}; groups are {', '.join(GROUPS)}{did_you_mean(group, GROUPS)}"
+        )
 
     @property
     def seconds(self) -> float:
@@ -110,16 +105,41 @@ class Breakdown:
                 f"energies at {self.clock_hz} Hz and {other.clock_hz} Hz cannot be added: "
                 "their cycles differ in length; add results of one hardware"
             )
-        merged: dict[tuple[str, ...], Row] = {}
-        for row in (*self.rows, *other.rows):
-            key = (row.op, row.layer, row.phase, row.kind, row.component, row.action, row.role)
-            seen = merged.get(key)
-            merged[key] = (
-                row if seen is None else replace(seen, count=seen.count + row.count, energy=seen.energy + row.energy)
-            )
-        return Breakdown(tuple(merged.values()), self.cycles + other.cycles, self.clock_hz)
+        return Breakdown(_joined(self.rows, other.rows), self.cycles + other.cycles, self.clock_hz)
 
     def times(self, n: int) -> Breakdown:
         """The same, ``n`` times over."""
+        if isinstance(self.rows, PricedRows) and n:
+            return Breakdown(self.rows.times(n), self.cycles * n, self.clock_hz)
         rows = (replace(row, count=row.count * n, energy=row.energy.times(n)) for row in self.rows)
         return Breakdown(tuple(rows), self.cycles * n, self.clock_hz)
+
+    def in_phase(self, phase: str) -> Breakdown:
+        """The same with all ops in a phase of that name."""
+        if isinstance(self.rows, PricedRows):
+            return replace(self, rows=self.rows.in_phase(phase))
+        return replace(self, rows=tuple(replace(row, phase=phase) for row in self.rows))
+
+
+def _summed(parts: Iterable[tuple[str, Energy]]) -> dict[str, Energy]:
+    sums: dict[str, Energy] = {}
+    for key, energy in parts:
+        sums[key] = sums[key] + energy if key in sums else energy
+    return sums
+
+
+def _joined(first: Sequence[Row], then: Sequence[Row]) -> Sequence[Row]:
+    """All rows, equal ones merged."""
+    if isinstance(then, PricedRows):
+        before = first or PricedRows(Tally((), 0), then.prices)
+        both = before.plus(then) if isinstance(before, PricedRows) else None
+        if both is not None:
+            return both
+    merged: dict[tuple[str, ...], Row] = {}
+    for row in (*first, *then):
+        key = (row.op, row.layer, row.phase, row.kind, row.component, row.action, row.role)
+        seen = merged.get(key)
+        merged[key] = (
+            row if seen is None else replace(seen, count=seen.count + row.count, energy=seen.energy + row.energy)
+        )
+    return tuple(merged.values())

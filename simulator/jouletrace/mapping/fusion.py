@@ -25,6 +25,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.remembered import Seen, remembered
 from jouletrace.trace.model import Elementwise, Format, Op, Trace
 
 __all__ = ["HOSTS", "NARROWING", "NO_FUSION", "FusionPlan", "as_stored", "plan_fusion"]
@@ -47,6 +48,10 @@ class FusionPlan:
     on_chip_writes: frozenset[tuple[str, str]]
     misses: Mapping[str, str]
 
+    def __hash__(self) -> int:
+        """Looks at little: plans are looked up often, and few are alike."""
+        return hash((len(self.hosts), len(self.misses)))
+
     def looked_at(self, op: str) -> bool:
         """Whether this op could ride by its function."""
         return op in self.hosts or op in self.misses
@@ -68,15 +73,28 @@ def plan_fusion(
 ) -> FusionPlan:
     """Everything that rides, by the rules above; with ``ops``, only pairs that both are among them.
 
-    The plan depends on the trace and on ``vector.fuses`` and ``host.kinds`` of the hardware only. ``base`` is the plan
-    of the step for which the accelerator was programmed: what it looked at rides as it did there, or not at all.
+    The plan depends on the trace and on ``vector.fuses``, ``host.kinds`` and ``word`` of the hardware only; that of a
+    whole step is remembered. ``base`` is the plan of the step for which the accelerator was programmed: what it looked
+    at rides as it did there, or not at all.
     """
+    if ops is not None and ops is not trace.ops:
+        return _plan(trace, hardware, ops, base)
+    software = () if hardware.host is None else hardware.host.kinds
+    return _whole_plan(trace, Seen((hardware.vector.fuses, software, hardware.word_bits), hardware), base)
+
+
+@remembered(8)
+def _whole_plan(trace: Trace, seen: Seen, base: FusionPlan | None) -> FusionPlan:
+    return _plan(trace, seen.hardware, trace.ops, base)
+
+
+def _plan(trace: Trace, hardware: Hardware, ops: Collection[Op], base: FusionPlan | None) -> FusionPlan:
     position = {op.name: i for i, op in enumerate(trace.ops)}
     hosts: dict[str, str] = {}
     reads: set[tuple[str, str]] = set()
     writes: set[tuple[str, str]] = set()
     misses: dict[str, str] = {}
-    selected = {op.name for op in (trace.ops if ops is None else ops)}
+    selected = {op.name for op in ops}
     fuses = hardware.vector.fuses
     for op in trace.ops:
         if op.name not in selected or not isinstance(op.nest, Elementwise) or op.nest.function not in fuses:
@@ -131,6 +149,7 @@ def _miss(
     return next((reason for broken, reason in rules if broken), "")
 
 
+@remembered(8)
 def as_stored(trace: Trace, fusion: FusionPlan) -> Trace:
     """The step with intermediates as wide as what leaves in their place: a host stores the width of its last rider."""
     widths: dict[str, tuple[int, Format]] = {}

@@ -21,7 +21,7 @@ columns are never cut, so that a tile is one burst.
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,8 @@ from jouletrace.hardware.spec import Layout
 
 __all__ = ["bursts", "group_of"]
 
-Extent = TypeVar("Extent", int, NDArray[np.int64])
+Extents = NDArray[np.int64]
+Whole = NDArray[np.bool_]
 
 
 def group_of(layout: Layout, lanes: int, channels: int) -> int:
@@ -38,19 +39,35 @@ def group_of(layout: Layout, lanes: int, channels: int) -> int:
     return {"tiles": 0, "channel_groups": min(lanes, channels), "channels_first": 1, "channels_last": channels}[layout]
 
 
-def bursts(
-    group: int, channels: Extent, rows: Extent, columns: Extent, whole_rows: bool | NDArray[np.bool_],
-    whole_columns: bool | NDArray[np.bool_],
-) -> NDArray[np.int64]:  # fmt: skip
-    """Contiguous bursts of a tile, as an int64 array of the shape of the arguments; see the table above.
+@overload
+def bursts(group: int, channels: int, rows: int, columns: int, whole_rows: bool, whole_columns: bool) -> int: ...
 
-    >>> [int(bursts(g, 8, 4, 10, False, True)) for g in (0, 8, 1, 16)]  # tiles, groups of 8, BCHW, BHWC of 16 channels
+
+@overload
+def bursts(
+    group: int, channels: Extents, rows: Extents, columns: Extents, whole_rows: Whole, whole_columns: Whole
+) -> Extents: ...
+
+
+def bursts(
+    group: int, channels: int | Extents, rows: int | Extents, columns: int | Extents, whole_rows: bool | Whole,
+    whole_columns: bool | Whole,
+) -> int | Extents:  # fmt: skip
+    """Contiguous bursts of a tile, or of many (int64 arrays that broadcast); see the table above.
+
+    >>> [bursts(g, 8, 4, 10, False, True) for g in (0, 8, 1, 16)]  # tiles, groups of 8, BCHW, BHWC of 16 channels
     [1, 1, 8, 40]
-    >>> [int(bursts(g, 8, 4, 10, False, False)) for g in (0, 8, 1, 16)]
+    >>> [bursts(g, 8, 4, 10, False, False) for g in (0, 8, 1, 16)]
     [1, 4, 32, 40]
     """
     if not group:
-        return np.ones_like(np.asarray(channels, dtype=np.int64))
-    groups = -(-np.asarray(channels, dtype=np.int64) // group)
-    whole = np.where(whole_rows, 1, groups)  # whole maps of neighbouring channels lie one behind the other
+        return 1 if isinstance(channels, int) else np.ones_like(channels)
+    groups = -(-channels // group)
+    if isinstance(channels, int):
+        if channels < group:
+            return rows * columns
+        if whole_columns:
+            return 1 if whole_rows else groups  # whole maps of neighbouring channels lie one behind the other
+        return groups * rows
+    whole = np.where(whole_rows, 1, groups)
     return np.where(channels < group, rows * columns, np.where(whole_columns, whole, groups * rows))

@@ -7,34 +7,75 @@ again. So what an op became is kept, and equal ops of this and of later steps be
 
 from __future__ import annotations
 
-import os
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 
 from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.fusion import FusionPlan
 from jouletrace.mapping.loops import unpadded
-from jouletrace.mapping.program import OpCommands
+from jouletrace.mapping.program import OpProgram
+from jouletrace.store.settings import SWITCH, is_off
 from jouletrace.trace.model import Attention, Conv, Gemm, Op, Tensor, Trace
 
 __all__ = ["SWITCH", "Mapped", "content", "is_off", "mapped"]
 
-SWITCH = "JOULETRACE_NO_CACHE"
 # Of how many hardware builds ops are kept, and how many commands and places in sequences of each (some 100 MB).
 BUILDS = 16
 PLACES = 4_000_000
-
-
-def is_off() -> bool:
-    """Whether nothing is to be kept."""
-    return os.environ.get(SWITCH, "") not in ("", "0")
+# Of how many steps the contents of ops are kept.
+STEPS = 8
 
 
 def content(op: Op, trace: Trace, fusion: FusionPlan, riders: Mapping[str, str]) -> Hashable:
     """All that the mapping of an op looks at, besides the hardware; ``riders`` maps each host to what rides on it.
 
-    Names are left out: of the operands, only which reads are of one tensor.
+    Names are left out: of the operands, only which reads are of one tensor. It is worked out once for each op of a
+    step, and what is equal there is one object.
     """
+    place = id(trace), id(fusion)
+    known = _STEPS.get(place)
+    if known is None:
+        if is_off():
+            return _content(op, trace, fusion, riders)
+        while len(_STEPS) >= STEPS:
+            del _STEPS[next(iter(_STEPS))]
+        known = _STEPS[place] = _Contents(trace, fusion)
+    found = known.of.get(op.name)
+    if found is None or found[0] is not op:
+        value = _Content(_content(op, trace, fusion, riders))
+        found = known.of[op.name] = op, known.distinct.setdefault(value, value)
+    return found[1]
+
+
+class _Content:
+    """A large value of many parts that is hashed once."""
+
+    __slots__ = ("hash", "value")
+
+    def __init__(self, value: Hashable) -> None:
+        self.value = value
+        self.hash = hash(value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, _Content) and self.hash == other.hash and self.value == other.value)
+
+
+class _Contents:
+    """What was worked out of a step and its fusion; they are held here, so that their identities stay theirs."""
+
+    def __init__(self, trace: Trace, fusion: FusionPlan) -> None:
+        self.trace, self.fusion = trace, fusion
+        self.of: dict[str, tuple[Op, _Content]] = {}
+        self.distinct: dict[_Content, _Content] = {}
+
+
+_STEPS: dict[tuple[int, int], _Contents] = {}
+
+
+def _content(op: Op, trace: Trace, fusion: FusionPlan, riders: Mapping[str, str]) -> Hashable:
     tensors = trace.tensor
     reads = [tensors[name] for name in op.reads]
     multiplies = isinstance(op.nest, Conv | Gemm | Attention)
@@ -59,22 +100,22 @@ def _operand(tensor: Tensor) -> Hashable:
 class Mapped:
     """The ops that were mapped for one hardware; the least recently used ones go first.
 
-    ``places`` is what it holds: places in sequences, and 32 for each command.
+    ``places`` is what it holds: places in chunks of sequences, and 32 for each command.
     """
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
-        self._known: OrderedDict[Hashable, OpCommands] = OrderedDict()
+        self._known: OrderedDict[Hashable, OpProgram] = OrderedDict()
         self.places = 0
 
-    def find(self, key: Hashable) -> OpCommands | None:
+    def find(self, key: Hashable) -> OpProgram | None:
         """What an op of this content became."""
         found = self._known.get(key)
         if found is not None:
             self._known.move_to_end(key)
         return found
 
-    def keep(self, key: Hashable, commands: OpCommands) -> None:
+    def keep(self, key: Hashable, commands: OpProgram) -> None:
         """Remembers what an op of this content has become."""
         self._known[key] = commands
         self.places += _places(commands)
@@ -82,8 +123,8 @@ class Mapped:
             self.places -= _places(self._known.popitem(last=False)[1])
 
 
-def _places(commands: OpCommands) -> int:
-    return len(commands.sequence) + 32 * len(commands.commands)
+def _places(commands: OpProgram) -> int:
+    return sum(len(run.chunk) for run in commands.runs) + 32 * len(commands.commands)
 
 
 _BUILDS: list[Mapped] = []

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from jouletrace.errors import MappingError, TraceError
 from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.remembered import Seen, remembered
 from jouletrace.trace.batch import with_batch
 from jouletrace.trace.lifetimes import Peak, peak_memory
 from jouletrace.trace.micro_batch import micro_batched
@@ -53,8 +54,14 @@ def stored_peak(trace: Trace, hardware: Hardware) -> Peak:
 
     What fusion keeps on chip is counted too, as memory is allotted to every tensor.
     """
-    tensors = tuple(replace(t, bits=hardware.storage_bits(t.bits)) for t in trace.tensors)
-    return peak_memory(replace(trace, tensors=tensors))
+    return _stored_peak(trace, Seen(hardware.word_bits, hardware))
+
+
+@remembered(16)
+def _stored_peak(trace: Trace, seen: Seen) -> Peak:
+    padded = {t.name: bits for t in trace.tensors if (bits := seen.hardware.storage_bits(t.bits)) != t.bits}
+    tensors = (replace(t, bits=padded[t.name]) if t.name in padded else t for t in trace.tensors)
+    return peak_memory(replace(trace, tensors=tuple(tensors)) if padded else trace)
 
 
 def largest_micro_batch(trace: Trace, hardware: Hardware) -> int | None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from fractions import Fraction
 
-from jouletrace.trace.model import Conv, Gemm, Nest, Op, Pool, Trace
+from jouletrace.trace.model import NESTS, Conv, Gemm, Nest, Op, Pool, Trace
 
 __all__ = ["Base", "base_of", "part", "wanted_share"]
 
 # Dimensions that may be shorter than those of the base, where not all may: a kernel or a map is another shape.
 _LOOPS: dict[type[Nest], frozenset[str]] = {Conv: frozenset("NKCG"), Pool: frozenset("NC")}
+_FIELDS = {nest: tuple(field.name for field in fields(nest)) for nest in NESTS.values()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +41,12 @@ def _is_shorter(nest: Nest, whole: Nest) -> bool:
     """
     if type(nest) is not type(whole):
         return False
+    if nest is whole:
+        return True
     loops = _LOOPS.get(type(nest))
-    for field in fields(nest):
-        own, other = getattr(nest, field.name), getattr(whole, field.name)
-        is_loop = type(own) is int and (loops is None or field.name in loops)
+    for name in _FIELDS[type(nest)]:
+        own, other = getattr(nest, name), getattr(whole, name)
+        is_loop = type(own) is int and (loops is None or name in loops)
         if own > other if is_loop else own != other:
             return False
     return True

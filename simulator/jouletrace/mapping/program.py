@@ -13,74 +13,40 @@ gives one of ``ifm.full``. A pool has one taking and one giving engine, so with 
 take waits for one known give: the program is a max-plus linear system, and every engine that respects
 it finds the same cycles.
 
-Real steps repeat few distinct commands very often, so distinct commands are stored once and the
-sequence is an array of indices into them.
+What an op becomes is an :class:`~jouletrace.mapping.op_program.OpProgram`. Ops with equal commands share one, and a
+program says for each which of its engines and pools are meant, and which ops it awaits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections import Counter
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from itertools import groupby
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from jouletrace.errors import MappingError
+from jouletrace.mapping.op_program import (
+    Action,
+    Command,
+    Engine,
+    EngineKind,
+    Integers,
+    OpProgram,
+    Pool,
+    Run,
+    Sequence32,
+)
 from jouletrace.trace.model import Phase
 
 __all__ = [
-    "Action", "Command", "Engine", "EngineKind", "OpCommands", "OpInfo", "Pool", "Port", "Program", "ProgramBuilder",
+    "Action", "Command", "Engine", "EngineKind", "Integers", "OpInfo", "OpProgram", "Place", "Placed", "Pool", "Port",
+    "Program", "ProgramBuilder", "Run", "Sequence32",
 ]  # fmt: skip
-
-# (component, action, tensor role); the role is "" where no tensor is meant
-Action = tuple[str, str, str]
-EngineKind = Literal["dma", "dram", "array", "vector", "host", "control"]
-Sequence32 = NDArray[np.int32]
-
-
-@dataclass(frozen=True, slots=True)
-class Engine:
-    name: str
-    kind: EngineKind
-
-
-@dataclass(frozen=True, slots=True)
-class Pool:
-    """Credits that one engine takes and one engine gives.
-
-    ``buffer`` names the buffer whose free slots these credits are (its fill is ``credits`` minus what
-    is left), or is empty for hand-shakes.
-    """
-
-    name: str
-    credits: int
-    buffer: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One distinct command of one op.
-
-    ``holds`` are (engine index, cycles), the driving engine first. ``takes`` and ``gives`` are (pool
-    index, credits). ``start_cycles`` is the part of the hold that is a start cost (address
-    discontinuity, row miss), for the report. ``after`` are indices of ops. ``counts`` are the accesses
-    that the command makes.
-    """
-
-    op: int
-    name: str
-    holds: tuple[tuple[int, int], ...]
-    takes: tuple[tuple[int, int], ...] = ()
-    gives: tuple[tuple[int, int], ...] = ()
-    after: tuple[int, ...] = ()
-    start_cycles: int = 0
-    counts: tuple[tuple[Action, int], ...] = ()
-
-    @property
-    def cycles(self) -> int:
-        return max((cycles for _, cycles in self.holds), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,42 +76,134 @@ class Port:
     grant_cycles: int = 1
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Which engines and pools of a program those of an op program are, by index."""
+
+    engines: tuple[int, ...]
+    pools: tuple[int, ...]
+
+
+class Placed(NamedTuple):
+    """An op program in its place, and how many ops execute it."""
+
+    body: OpProgram
+    place: Place
+    times: int
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
-    """Commands in program order, with everything needed to execute and report them."""
+    """Ops in program order, with everything needed to execute and report them.
+
+    Op i executes ``bodies[i]`` with the engines and pools that ``places[i]`` names, once the ops ``after[i]`` have
+    ended.
+    """
 
     hardware: str
     engines: tuple[Engine, ...]
     pools: tuple[Pool, ...]
     ops: tuple[OpInfo, ...]
-    commands: tuple[Command, ...]
-    sequence: Sequence32
+    bodies: tuple[OpProgram, ...]
+    places: tuple[Place, ...]
+    after: tuple[tuple[int, ...], ...]
     port: Port = Port()
+
+    @classmethod
+    def of(
+        cls, hardware: str, engines: tuple[Engine, ...], pools: tuple[Pool, ...], ops: tuple[OpInfo, ...],
+        commands: Sequence[Command], sequence: Sequence[int] | Sequence32, port: Port | None = None,
+    ) -> Program:  # fmt: skip
+        """A program written out: distinct commands that name their ops, and their sequence.
+
+        Raises MappingError where a later op's command stands before an earlier one's: each op has its turn.
+        """
+        indices = [int(index) for index in sequence]
+        if any(not 0 <= index < len(commands) for index in indices):
+            raise MappingError(f"the sequence names commands outside 0 .. {len(commands) - 1}")
+        chunks: list[list[int]] = [[] for _ in ops]
+        reached = 0
+        for op, some in groupby(indices, key=lambda index: commands[index].op):
+            if not reached <= op < len(ops):
+                raise MappingError(
+                    f"commands of op {op} stand behind those of op {reached}, of {len(ops)} ops; issue the commands of "
+                    "an op together, in the order of the ops"
+                )
+            reached = op
+            chunks[op] = list(some)
+        bodies: list[OpProgram] = []
+        after: list[tuple[int, ...]] = []
+        for chunk in chunks:
+            own = sorted(set(chunk))
+            after.append(tuple(sorted({op for index in own for op in commands[index].after})))
+            body = tuple(replace(commands[index], op=0, after=()) for index in own)
+            local = np.searchsorted(own, chunk).astype(np.int32) if own else np.zeros(0, dtype=np.int32)
+            bodies.append(OpProgram(engines, pools, body, (Run(local, 1),) if own else ()))
+        place = Place(tuple(range(len(engines))), tuple(range(len(pools))))
+        return cls(hardware, engines, pools, ops, tuple(bodies), (place,) * len(ops), tuple(after), port or Port())
 
     @property
     def tiles(self) -> int:
         """Load-compute-store groups of all ops."""
         return sum(op.tiles for op in self.ops)
 
+    def __len__(self) -> int:
+        """Commands that it executes."""
+        return self._length
+
     @cached_property
-    def repeats(self) -> NDArray[np.int64]:
-        """How often each distinct command stands in the sequence."""
-        return np.bincount(self.sequence, minlength=len(self.commands)).astype(np.int64)
+    def _length(self) -> int:
+        return sum(map(len, self.bodies))
+
+    @cached_property
+    def which(self) -> tuple[int, ...]:
+        """For each op the index of what it executes among ``distinct``."""
+        known: dict[tuple[int, int], int] = {}
+        pairs = zip(map(id, self.bodies), map(id, self.places), strict=True)
+        return tuple([known.setdefault(pair, len(known)) for pair in pairs])
+
+    @cached_property
+    def distinct(self) -> tuple[Placed, ...]:
+        """What ops execute, once for all that share it."""
+        first: dict[int, int] = {}
+        for op, i in enumerate(self.which):
+            first.setdefault(i, op)
+        times = Counter(self.which)
+        return tuple(Placed(self.bodies[op], self.places[op], times[i]) for i, op in first.items())
+
+    # -- written out, for those who look at every command
+
+    @cached_property
+    def commands(self) -> tuple[Command, ...]:
+        """The distinct commands of all ops, with this program's engines, pools and ops."""
+        return tuple(
+            Command(
+                op, c.name, _renumbered(c.holds, place.engines), _renumbered(c.takes, place.pools),
+                _renumbered(c.gives, place.pools), after, c.start_cycles, c.counts,
+            )
+            for op, (body, place, after) in enumerate(zip(self.bodies, self.places, self.after, strict=True))
+            for c in body.commands
+        )  # fmt: skip
+
+    @cached_property
+    def sequence(self) -> Sequence32:
+        """Indices of ``commands`` in program order."""
+        pieces, first = [np.zeros(0, dtype=np.int32)], 0
+        for body in self.bodies:
+            pieces.append(body.sequence + np.int32(first))
+            first += len(body.commands)
+        sequence = np.concatenate(pieces)
+        sequence.setflags(write=False)
+        return sequence
+
+    @cached_property
+    def repeats(self) -> Integers:
+        """How often each distinct command is executed."""
+        return np.array([times for body in self.bodies for times in body.repeats], dtype=np.int64)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class OpCommands:
-    """What one op became, free of its program: to become the same again, in this program or another.
-
-    ``engines`` and ``pools`` stand in the order in which the op asked for them, and commands number those; ``sequence``
-    counts from the op's first command.
-    """
-
-    engines: tuple[Engine, ...]
-    pools: tuple[Pool, ...]
-    commands: tuple[Command, ...]
-    sequence: Sequence32
-    tiles: int
+def _renumbered(pairs: tuple[tuple[int, int], ...], numbers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    return tuple([(numbers[i], n) for i, n in pairs])
 
 
 class ProgramBuilder:
@@ -158,8 +216,9 @@ class ProgramBuilder:
     ...     load = builder.command("load", [(dma, 5)], takes=[(free, 1)], gives=[(full, 1)])
     ...     compute = builder.command("compute", [(pe, 9)], takes=[(full, 1)], gives=[(free, 1)])
     ...     builder.emit([load, compute], times=3)
-    >>> builder.build().sequence.tolist()
-    [0, 1, 0, 1, 0, 1]
+    >>> program = builder.build()
+    >>> program.sequence.tolist(), [(run.chunk.tolist(), run.times) for run in program.bodies[0].runs]
+    ([0, 1, 0, 1, 0, 1], [([0, 1], 3)])
     """
 
     def __init__(self, hardware: str) -> None:
@@ -167,49 +226,39 @@ class ProgramBuilder:
         self._engines: dict[str, tuple[int, Engine]] = {}
         self._pools: dict[str, tuple[int, Pool]] = {}
         self._ops: list[OpInfo] = []
-        self._commands: list[Command] = []
-        self._sequence: list[Sequence32] = []
-        self._emitted = 0
-        self._after: tuple[int, ...] = ()
-        # Of the open op: its commands, where it begins, and the engines and pools that it asked for.
-        self._own: dict[Command, int] = {}
-        self._first = (0, 0)
-        self._asked: tuple[dict[str, None], dict[str, None]] = ({}, {})
+        self._bodies: list[OpProgram] = []
+        self._places: list[Place] = []
+        self._after: list[tuple[int, ...]] = []
+        # Where the same op program stood last; most stand where they stood before.
+        self._placed: dict[int, tuple[OpProgram, Place]] = {}
+        # Of the open op: its commands, their runs, and the engines and pools that it asked for.
+        self._commands: dict[Command, int] = {}
+        self._runs: list[Run] = []
+        self._asked: tuple[dict[int, None], dict[int, None]] = ({}, {})
+        self._body: OpProgram | None = None
 
     def engine(self, name: str, kind: EngineKind) -> int:
         """The index of the engine of this name, made on first use."""
-        self._asked[0][name] = None
-        return self._engines.setdefault(name, (len(self._engines), Engine(name, kind)))[0]
+        index = self._engines.setdefault(name, (len(self._engines), Engine(name, kind)))[0]
+        self._asked[0][index] = None
+        return index
 
     def pool(self, name: str, credits: int, buffer: str = "") -> int:
         """The index of the pool of this name, made on first use."""
-        self._asked[1][name] = None
-        return self._pools.setdefault(name, (len(self._pools), Pool(name, credits, buffer)))[0]
-
-    @property
-    def emitted(self) -> int:
-        """Commands in the sequence so far."""
-        return self._emitted
-
-    @property
-    def op_index(self) -> int:
-        """The op that is being mapped."""
-        return len(self._ops) - 1
+        index = self._pools.setdefault(name, (len(self._pools), Pool(name, credits, buffer)))[0]
+        self._asked[1][index] = None
+        return index
 
     @contextmanager
     def op(self, info: OpInfo, after: Iterable[int] = ()) -> Generator[int, None, None]:
         """Opens an op: commands made inside belong to it, and none starts before ``after`` have ended."""
-        self._ops.append(info)
-        self._after = tuple(sorted(set(after)))
-        self._own = {}
-        self._first = (len(self._commands), len(self._sequence))
-        self._asked = ({}, {})
-        yield self.op_index
-        self._after = ()
-
-    def set_tiles(self, tiles: int) -> None:
-        """States the number of load-compute-store groups of the current op."""
-        self._ops[-1] = replace(self._ops[-1], tiles=tiles)
+        self._commands, self._runs, self._asked, self._body = {}, [], ({}, {}), None
+        yield len(self._ops)
+        body = self.recorded(info.tiles) if self._body is None else self._body
+        self._ops.append(replace(info, tiles=body.tiles))
+        self._bodies.append(body)
+        self._places.append(self._place(body))
+        self._after.append(tuple(sorted(set(after))))
 
     def command(
         self,
@@ -220,77 +269,85 @@ class ProgramBuilder:
         start_cycles: int = 0,
         counts: Iterable[tuple[Action, int]] = (),
     ) -> int:
-        """The index of a command of the current op; equal commands are stored once."""
+        """The index of a command among those of the open op; equal commands are stored once."""
         command = Command(
-            self.op_index, name, tuple(holds), tuple(takes), tuple(gives), self._after, start_cycles,
+            0, name, tuple(holds), tuple(takes), tuple(gives), (), start_cycles,
             tuple((action, n) for action, n in counts if n),
         )  # fmt: skip
-        known = self._own.get(command)
-        if known is None:
-            known = self._own[command] = len(self._commands)
-            self._commands.append(command)
-        return known
+        return self._commands.setdefault(command, len(self._commands))
 
     def emit(self, commands: Iterable[int] | Sequence32, times: int = 1) -> None:
-        """Appends commands to the program, the whole list ``times`` times."""
-        chunk = np.asarray(
-            commands if isinstance(commands, np.ndarray) else list(commands), dtype=np.int32
-        )
-        self._sequence.append(np.tile(chunk, times) if times != 1 else chunk)
-        self._emitted += len(chunk) * times
+        """Appends commands to the open op, the whole list ``times`` times."""
+        chunk = np.asarray(commands if isinstance(commands, np.ndarray) else list(commands), dtype=np.int32)
+        if len(chunk) and times > 0:
+            self._runs.append(Run(chunk, times))
 
-    def recorded(self) -> OpCommands:
-        """What the open op has become so far."""
-        first, chunk = self._first
-        own = self._commands[first:]
-        engines, pools = dict(self._asked[0]), dict(self._asked[1])
-        made = tuple(engine.name for _, engine in self._engines.values()), tuple(self._pools)
-        for command in own:  # some engines and pools were made before all ops
-            engines.update((made[0][engine], None) for engine, _ in command.holds)
-            pools.update((made[1][pool], None) for pool, _ in (*command.takes, *command.gives))
-        engine = {self._engines[name][0]: i for i, name in enumerate(engines)}
-        pool = {self._pools[name][0]: i for i, name in enumerate(pools)}
-        sequence = np.concatenate([np.zeros(0, dtype=np.int32), *self._sequence[chunk:]])
-        return OpCommands(
-            tuple(self._engines[name][1] for name in engines),
-            tuple(self._pools[name][1] for name in pools),
-            tuple(_renumbered(command, 0, (), engine, pool) for command in own),
-            sequence - np.int32(first),
-            self._ops[-1].tiles,
-        )
+    def recorded(self, tiles: int = 0) -> OpProgram:
+        """What the open op has become, with ``tiles`` load-compute-store groups; nothing more may be added to it."""
+        if self._body is None:
+            engines, pools = dict(self._asked[0]), dict(self._asked[1])
+            for command in self._commands:  # some engines and pools were made before all ops
+                engines.update((engine, None) for engine, _ in command.holds if 0 <= engine < len(self._engines))
+                pools.update((pool, None) for pool, _ in command.takes + command.gives if 0 <= pool < len(self._pools))
+            engine, pool = ({index: i for i, index in enumerate(some)} for some in (engines, pools))
+            made = [e for _, e in self._engines.values()], [p for _, p in self._pools.values()]
+            self._body = OpProgram(
+                tuple(made[0][index] for index in engines),
+                tuple(made[1][index] for index in pools),
+                tuple(
+                    replace(
+                        c, holds=tuple([(engine.get(e, e), n) for e, n in c.holds]),
+                        takes=tuple([(pool.get(p, p), n) for p, n in c.takes]),
+                        gives=tuple([(pool.get(p, p), n) for p, n in c.gives]),
+                    )
+                    for c in self._commands
+                ),
+                tuple(_merged(self._runs)),
+                tiles,
+            )  # fmt: skip
+        return self._body
 
-    def repeat(self, op: OpCommands) -> None:
+    def has_commands(self, op: int) -> bool:
+        """Whether an op that was closed executes anything."""
+        return bool(self._bodies[op].runs)
+
+    def repeat(self, body: OpProgram) -> None:
         """Lets the open op become what another has become."""
-        engine = {i: self.engine(e.name, e.kind) for i, e in enumerate(op.engines)}
-        pool = {i: self.pool(p.name, p.credits, p.buffer) for i, p in enumerate(op.pools)}
-        first, index, after = len(self._commands), self.op_index, self._after
-        self._commands += [_renumbered(command, index, after, engine, pool) for command in op.commands]
-        self.emit(op.sequence + np.int32(first))
-        self.set_tiles(op.tiles)
+        self._body = body
+
+    def _place(self, body: OpProgram) -> Place:
+        known = self._placed.get(id(body))
+        if known is None:
+            place = Place(
+                tuple(self.engine(e.name, e.kind) for e in body.engines),
+                tuple(self.pool(p.name, p.credits, p.buffer) for p in body.pools),
+            )
+            known = self._placed[id(body)] = (body, place)
+        return known[1]
 
     def build(self, port: Port | None = None) -> Program:
         """The finished, frozen program."""
-        sequence = (
-            np.concatenate(self._sequence) if self._sequence else np.zeros(0, dtype=np.int32)
-        )
-        sequence.setflags(write=False)
         return Program(
             self._hardware,
             tuple(engine for _, engine in self._engines.values()),
             tuple(pool for _, pool in self._pools.values()),
             tuple(self._ops),
-            tuple(self._commands),
-            sequence,
+            tuple(self._bodies),
+            tuple(self._places),
+            tuple(self._after),
             port or Port(),
         )
 
 
-def _renumbered(
-    command: Command, op: int, after: tuple[int, ...], engine: Mapping[int, int], pool: Mapping[int, int]
-) -> Command:
-    """The command in another place, with other numbers for its engines and pools."""
-    return Command(
-        op, command.name, tuple([(engine[e], cycles) for e, cycles in command.holds]),
-        tuple([(pool[p], n) for p, n in command.takes]), tuple([(pool[p], n) for p, n in command.gives]), after,
-        command.start_cycles, command.counts,
-    )  # fmt: skip
+def _merged(runs: list[Run]) -> list[Run]:
+    """The same commands in fewer runs: a chunk that follows itself is one run."""
+    merged: list[Run] = []
+    for run in runs:
+        last = merged[-1] if merged else None
+        if last is not None and (last.chunk is run.chunk or np.array_equal(last.chunk, run.chunk)):
+            merged[-1] = Run(last.chunk, last.times + run.times)
+        else:
+            merged.append(run)
+    for run in merged:
+        run.chunk.setflags(write=False)
+    return merged

@@ -91,7 +91,6 @@ def map_step(
         after = {i for name in edges.of(op) if name != host for i in waits.get(name, ())}
         info = OpInfo(op.name, op.layer, op.phase, op.kind, op.macs)
         with builder.op(info, after=after | set(previous if in_turn else ())) as index:
-            before = builder.emitted
             try:
                 planned = base_of(op, base)
                 key = (content(op, stored, fusion, edges.riders), None if planned is None or base_edges is None else
@@ -100,13 +99,13 @@ def map_step(
                 if known is not None:
                     builder.repeat(known)
                 else:
-                    builder.set_tiles(_map(op, stored, hardware, memory, channels, fusion, planned))
+                    body = builder.recorded(_map(op, stored, hardware, memory, channels, fusion, planned))
                     if kept is not None:
-                        kept.keep(key, builder.recorded())
+                        kept.keep(key, body)
             except MappingError as error:
                 problems += error.problems
         # An op without commands passes on what it waits for.
-        waits[op.name] = (index,) if builder.emitted > before else tuple(sorted(after))
+        waits[op.name] = (index,) if builder.has_commands(index) else tuple(sorted(after))
         if host is not None:  # its result leaves with its host's store
             waits[op.name] += waits[host]
         previous = waits[op.name] or previous

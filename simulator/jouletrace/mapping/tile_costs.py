@@ -1,10 +1,14 @@
 """How good a tiling of a channel-parallel array is, for all candidates of a search at once.
 
 For each candidate the busy cycles of every engine are summed over the whole op, and so is the slower of load and
-compute over the steps, inner and edge tiles apart. All sizes are int64 arrays of one length.
+compute over the steps, inner and edge tiles apart. The five numbers of a tiling (out channels, in channels, rows,
+columns, resident) are int64 arrays that broadcast to one length.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,10 +17,62 @@ from jouletrace.hardware.energy import price_list
 from jouletrace.hardware.spec import ChannelParallel, Hardware
 from jouletrace.mapping.layout import bursts, group_of
 from jouletrace.mapping.loops import Loops
+from jouletrace.mapping.transfer import ceil_div
 
-__all__ = ["Array", "array_of", "busy_cycles", "channels_at_once", "scores", "under"]
+__all__ = ["Array", "Costs", "array_of", "channels_at_once", "costs", "least", "scores", "under"]
 
 Array = NDArray[np.int64]
+Positions = NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Costs:
+    """What tilings of one op take, whatever the DRAM delivers; int64 arrays of one length.
+
+    ``busiest``: cycles of the busiest engine, without the DRAM port. ``first``: of the first load, which nothing hides.
+    ``together``: of all engines, where they collide now and then, else 0. ``words``: elements moved.
+    """
+
+    busiest: Array
+    first: Array
+    together: Array
+    words: Array
+
+    def at(self, positions: Positions) -> Costs:
+        """The costs of some of the tilings."""
+        return Costs(*(figure[positions] for figure in (self.busiest, self.first, self.together, self.words)))
+
+    def contenders(self) -> Positions:
+        """Ascending positions of all tilings that are the best at some bandwidth, clock and prices, and of some others.
+
+        Each is held against one rival, the best where nobody waits for the port. A score never falls where words rise,
+        or cycles: max(busiest, P) + first + (together + P) // 32, if the words hold the port for P. As long as the
+        rival waits for something else than the port, it is ahead if it is with P = 0. Else it moves a word in no less
+        than busiest / words cycles, and is ahead if what the other moves besides takes longer than it is behind.
+        """
+        cycles = self.busiest + self.first
+        rival = least(cycles + self.together // 32, self.words)
+        more_words = self.words - self.words[rival]
+        collides = np.maximum(-((self.together - self.together[rival]) // 32), 0)
+        behind = self.first[rival] + collides - self.first
+        words_per_cycle = -(-self.words[rival] // self.busiest[rival])
+        beaten = (more_words > 0) | ((more_words == 0) & (np.arange(len(cycles)) > rival))
+        beaten &= cycles[rival] + collides <= cycles
+        beaten &= (behind <= 0) | (more_words >= (behind + 1) * words_per_cycle)
+        return np.flatnonzero(~beaten)
+
+
+def least(*figures: Array) -> int:
+    """Where the first figure is the least; among those, the second, and so on; then the first place.
+
+    >>> least(np.array([2, 1, 1, 1]), np.array([0, 5, 4, 4]))
+    2
+    """
+    places = np.arange(len(figures[0]))
+    for figure in figures:
+        here = figure[places]
+        places = places[here == here.min()]
+    return int(places[0])
 
 
 def array_of(hardware: Hardware) -> ChannelParallel:
@@ -30,18 +86,18 @@ def channels_at_once(loops: Loops, hardware: Hardware) -> int:
     return array_of(hardware).in_channels * loops.fused_channels
 
 
-def scores(
-    loops: Loops, hardware: Hardware, out: Array, in_: Array, rows: Array, columns: Array, resident: Array
-) -> Array:
+def scores(found: Costs, loops: Loops, hardware: Hardware) -> Array:
     """The figure by which tilings are compared, in the unit of the spec's objective; smaller is better."""
-    busy = busy_cycles(loops, hardware, out, in_, rows, columns, resident)
-    engines = [busy[name] for name in busy if name not in ("words", "first")]
     schedule = array_of(hardware).schedule
-    cycles = np.max(engines, axis=0) + busy["first"]
-    if schedule.swap == "free_running":
-        # Engines that are nearly as busy as the bottleneck collide with it now and then; a little of their sum
-        # tells apart tilings with the same bottleneck.
-        cycles = cycles + np.sum(engines, axis=0) // 32
+    busiest, together = found.busiest, found.together
+    if hardware.dram.port != "stream_share":
+        port = _port_cycles(found.words, hardware.storage_bits(max(loops.bits)), hardware)
+        busiest = np.maximum(busiest, port)
+        if schedule.swap == "free_running":
+            together = together + port
+    # Engines that are nearly as busy as the bottleneck collide with it now and then; a little of their sum tells apart
+    # tilings with the same bottleneck.
+    cycles = busiest + found.first + together // 32
     objective = schedule.objective
     if objective == "cycles":
         return cycles
@@ -53,182 +109,204 @@ def scores(
 
     word = pj("dram", "read", hardware.storage_bits(max(loops.bits)) // 8)
     waiting = pj("chip", "static") + pj("dram", "background")
-    energy = busy["words"] * word + cycles * waiting
+    energy = found.words * word + cycles * waiting
     return energy if objective == "energy" else energy // 10**3 * (cycles // 10**3)
 
 
-def busy_cycles(
+def _port_cycles(words: Array, bits: int, hardware: Hardware) -> Array:
+    """Cycles for which ``words`` of so many bits hold the DRAM port."""
+    per_cycle = 8 * hardware.dram_bytes_per_cycle / bits
+    if int(words.max()) * per_cycle.denominator >= 2**63:  # an odd clock makes a fraction of large numbers
+        exact = [number * per_cycle.denominator // per_cycle.numerator for number in words.tolist()]
+        return np.array(exact, dtype=np.int64)
+    return words * per_cycle.denominator // per_cycle.numerator
+
+
+def costs(
     loops: Loops, hardware: Hardware, out: Array, in_: Array, rows: Array, columns: Array, resident: Array
-) -> dict[str, Array]:
-    """Busy cycles of every engine over the whole op, the words moved, and the first load that nothing hides."""
+) -> Costs:
+    """What each tiling takes. Depends on ``array``, ``streams`` and ``word`` of the hardware only."""
     array = array_of(hardware)
     full = array.schedule.edge_tiles == "full"
+    free_running = array.schedule.swap == "free_running"
+    tiling = _Tiling(loops, hardware, out, in_, rows, columns, resident)
+    m, n, maps = tiling.m, tiling.n, tiling.maps
     times = loops.images * loops.groups
-    m, n = -(-loops.out_channels // out), -(-loops.in_channels // in_)
-    r, c = -(-loops.rows // rows), -(-loops.columns // columns)
-    at_once = channels_at_once(loops, hardware)
     if full:
-        folds = m * (out // array.out_channels) * n * (in_ // at_once)
-        area = r * rows * c * columns * loops.work_rows * loops.work_columns // (loops.rows * loops.columns)
+        area = tiling.rows.padded * tiling.columns.padded * loops.work_rows * loops.work_columns
+        area = area // (loops.rows * loops.columns)
+        in_channels = loops.in_channels if loops.unpadded_input else n * in_
+        pairs, stored = m * out * n * in_, m * out * tiling.rows.padded * tiling.columns.padded
     else:
-        whole = -(-loops.out_channels // array.out_channels) * -(-loops.in_channels // at_once)
-        folds = np.full_like(out, whole)
-        area = np.full_like(out, loops.work_rows * loops.work_columns)
-    area = -(-area // loops.fused_positions)
-    compute = times * folds * area * loops.taps * array.initiation_interval * loops.passes
-
-    in_area = _axis_sum(loops.rows, rows, loops, 0, full) * _axis_sum(loops.columns, columns, loops, 1, full)
-    in_channels = n * in_ if full and not loops.unpadded_input else np.full_like(out, loops.in_channels)
-    input_words = times * m * in_area * in_channels
-    input_loads = times * m * r * c * n
-    pairs = (m * out * n * in_ if full else np.full_like(out, loops.out_channels * loops.in_channels)) // loops.packed
-    kernel_words = loops.groups * pairs * loops.taps
-    map_words = times * (m * out if full else loops.out_channels) * (
-        r * rows * c * columns if full else np.full_like(out, loops.rows * loops.columns)
-    )
-    words_per_load = input_words // np.maximum(input_loads, 1)
-    broken = _breaks(loops, hardware, out, in_, rows, columns)
-    first = _stream_cycles(hardware, "input", words_per_load, np.ones_like(out), loops.bits[0], broken["input"])
+        area = np.asarray(loops.work_rows * loops.work_columns)
+        in_channels = loops.in_channels
+        pairs = np.asarray(loops.out_channels * loops.in_channels)
+        stored = np.asarray(loops.out_channels * loops.rows * loops.columns)
+    compute = times * tiling.cycles(area)
+    input_words = times * m * tiling.rows.read * tiling.columns.read * in_channels
+    loads = times * m * n * maps
+    kernel_words, map_words = loops.groups * (pairs // loops.packed) * loops.taps, times * stored
     again = loops.images if array.schedule.weights_stay_for == "image" else 1
-    sizes = (folds, m, n, out, in_, rows, columns, resident)
-    steps = times * _step_cycles(loops, hardware, *sizes, fetches=False)
-    if array.schedule.swap == "synchronous":  # else there is time to fetch weights ahead
-        if loops.role == "backward_data":  # a block comes at once, in its first reduction loop
-            one = np.ones_like(out)
-            block = np.minimum(resident, m * out) * in_ * loops.taps // loops.packed
-            block_cycles = _stream_cycles(hardware, "weight", block, one, loops.bits[1])
-            longer = np.maximum(block_cycles - steps // (times * m * n * r * c), 0)
-            blocks = -(-loops.out_channels // np.maximum(resident, 1))
-            extra = np.where(resident > 0, blocks * (n + 1) * longer, 0)
-        else:
-            fetching = _step_cycles(loops, hardware, *sizes, fetches=True)
-            extra = (fetching - steps // times) // (r * c)
-        steps = steps + loops.groups * again * extra
+    moved = [("input", input_words, loads, 0)]
     if loops.role == "backward_weight":
-        once = (r * c == 1) & (resident > 0)
-        loads = np.where(once, times * m, times * m * n * r * c)
-        operand_words = np.where(once, map_words, map_words * n)
-        streams = {
-            "input": (input_words, input_loads, 0),
-            "operand": (operand_words, loads, 1),
-            "output": (kernel_words, m, 2),
-        }
+        once = (maps == 1) & (resident > 0)
+        moved.append(("operand", np.where(once, map_words, map_words * n), np.where(once, times * m, loads), 1))
+        moved.append(("output", kernel_words, m, 2))
     else:
-        reloads = np.where(resident == 0, loops.images * r * c, again)
-        streams = {
-            "input": (input_words, input_loads, 0),
-            "weight": (kernel_words * reloads, np.where(resident == 0, input_loads, m * n * again), 1),
-            "output": (map_words, times * m * r * c, 2),
-        }
-    busy = {
-        "array": compute,
-        "first": first,
-        "steps": steps,
-    }
-    total = np.zeros_like(out)
-    for name, (words, loads, which) in streams.items():
-        busy[name] = _stream_cycles(hardware, name, words, loads, loops.bits[which], broken.get(name, 1))
-        total = total + words
-    if hardware.dram.port != "stream_share":
-        per_cycle = hardware.dram_bytes_per_cycle
-        width = hardware.storage_bits(max(loops.bits))
-        busy["port"] = total * width * per_cycle.denominator // (8 * per_cycle.numerator)
-    busy["words"] = total
-    return busy
+        streaming = resident == 0
+        reloads = np.where(streaming, loops.images * maps, again)
+        moved.append(("weight", kernel_words * reloads, np.where(streaming, loads, m * n * again), 1))
+        moved.append(("output", map_words, times * m * maps, 2))
+    engines = [compute, tiling.step_cycles(again), *(tiling.stream_cycles(*stream) for stream in moved)]
+    first = tiling.stream_cycles("input", input_words // loads, np.asarray(1), 0)
+    words = sum(stream[1] for stream in moved)
+    busiest, together = engines[0], engines[0]
+    for engine in engines[1:]:
+        busiest, together = np.maximum(busiest, engine), together + engine
+    if not free_running:
+        together = np.asarray(0)
+    return Costs(*(np.ravel(figure) for figure in np.broadcast_arrays(busiest, first, together, words)))
 
 
-def _step_cycles(
-    loops: Loops, hardware: Hardware, folds: Array, m: Array, n: Array, out: Array, in_: Array, rows: Array,
-    columns: Array, resident: Array, *, fetches: bool,
-) -> Array:  # fmt: skip
-    """The slower of load and compute, summed over the steps of one image.
+class _Axis:
+    """Rows (or columns) of all tilings, inner tiles apart from the last one of a map: int64 arrays [edges, tilings].
 
-    Edge tiles compute less but still pay their start costs, so they are weighed apart from inner ones; channel
-    tiles are taken at their average. With synchronous swaps nothing hides the first load of a reduction loop, and only
-    a store overlaps with its last compute. ``fetches``: weights that stay come with every step; else they are there.
+    Where loop bounds are fixed at synthesis (``full``) the last tile is as any other, and there is one kind.
     """
-    array = array_of(hardware)
-    full = array.schedule.edge_tiles == "full"
-    total = np.zeros_like(out)
-    broken = _breaks(loops, hardware, out, in_, rows, columns)
-    in_turn = array.schedule.swap == "synchronous"
-    streaming = resident == 0
-    over_maps = loops.role == "backward_weight"  # the reduction loop, unless the map is one tile
-    for row_count, row in _edges(loops.rows, rows, full):
-        for column_count, column in _edges(loops.columns, columns, full):
-            area = row * column * loops.work_rows * loops.work_columns // (loops.rows * loops.columns)
-            area = -(-area // loops.fused_positions)
-            compute = folds * area * loops.taps * array.initiation_interval * loops.passes
-            area_read = under(row, loops, 0) * under(column, loops, 1)
-            loads = [("input", m * area_read * loops.in_channels, 0)]
-            if over_maps:
-                loads.append(("operand", n * row * column * loops.out_channels, 1))
-            else:
-                weights = loops.out_channels * loops.in_channels * loops.taps // loops.packed
-                loads.append(("weight", np.where(streaming | fetches, weights, 0), 1))
-            load = np.zeros_like(compute)
-            for name, words, which in loads:
-                steps = np.where(words > 0, m * n, 0)
-                moved = _stream_cycles(hardware, name, words, steps, loops.bits[which], broken.get(name, 1))
-                load = np.maximum(load, moved)
+
+    def __init__(self, loops: Loops, axis: int, tile: Array, *, full: bool) -> None:
+        total = (loops.rows, loops.columns)[axis]
+        self.parts = _ceil(total, tile)
+        self.is_whole = tile >= total
+        self.padded = self.parts * tile
+        if full:
+            self.counts, self.sizes = self.parts[None], tile[None]
+        else:
+            inner = self.parts - 1
+            self.counts = np.stack((inner, np.ones_like(inner)))
+            self.sizes = np.stack((tile, total - inner * tile))
+        self.reads = under(self.sizes, loops, axis)
+        self.read = (self.counts * self.reads).sum(axis=0)
+
+
+class _Tiling:
+    """The loops of one op in all tilings."""
+
+    def __init__(
+        self, loops: Loops, hardware: Hardware, out: Array, in_: Array, rows: Array, columns: Array, resident: Array
+    ) -> None:
+        array = array_of(hardware)
+        full = array.schedule.edge_tiles == "full"
+        self.loops, self.hardware, self.schedule = loops, hardware, array.schedule
+        self.out, self.in_, self.resident = out, in_, resident
+        self.m, self.n = _ceil(loops.out_channels, out), _ceil(loops.in_channels, in_)
+        self.rows, self.columns = _Axis(loops, 0, rows, full=full), _Axis(loops, 1, columns, full=full)
+        self.maps = self.rows.parts * self.columns.parts
+        at_once = channels_at_once(loops, hardware)
+        folds = self.m * (out // array.out_channels) * self.n * (in_ // at_once)
+        if not full:
+            folds = ceil_div(loops.out_channels, array.out_channels) * ceil_div(loops.in_channels, at_once)
+        self._cycles_each = folds * (loops.taps * array.initiation_interval * loops.passes)
+        rows_read, columns_read = self.rows.reads[0], self.columns.reads[0]
+        self._bursts = {
+            "input": self._broken(in_, loops.in_channels, array.in_channels, rows_read, columns_read),
+            "operand" if loops.role == "backward_weight" else "output":
+                self._broken(out, loops.out_channels, array.out_channels, rows, columns),
+        }  # fmt: skip
+
+    def _broken(self, channels: Array, of: int, lanes: int, rows: Array, columns: Array) -> Array | int:
+        """Bursts of one tile of a map."""
+        group = 0 if self.loops.is_product else group_of(array_of(self.hardware).layout, lanes, of)
+        if not group:
+            return 1
+        return bursts(group, np.minimum(channels, of), rows, columns, self.rows.is_whole, self.columns.is_whole)
+
+    def cycles(self, area: Array) -> Array:
+        """Cycles of the array for all channels of an area of the map."""
+        return self._cycles_each * _ceil(area, self.loops.fused_positions)
+
+    def stream_cycles(self, stream: str, words: Array, loads: Array, which: int) -> Array:
+        """Cycles for ``words`` in ``loads`` tiles; a tile of a map that is read starts anew."""
+        spec = self.hardware.streams[stream]
+        broken = self._bursts.get(stream, 1)
+        anew = spec.restarts == "transfer" or stream in ("input", "operand")
+        restarts = loads * broken if anew else 1 + loads * (broken - 1)
+        bits = self.hardware.storage_bits(self.loops.bits[which])
+        common = gcd(bits, spec.width_bits)
+        return _ceil(words * (bits // common), spec.width_bits // common) + restarts * spec.start_cycles
+
+    def step_cycles(self, again: int) -> Array:
+        """The slower of load and compute, summed over all steps; weights that stay are fetched ``again`` so often."""
+        loops = self.loops
+        times = loops.images * loops.groups
+        there, fetching = self._image_cycles()
+        steps = times * there
+        if fetching is not None:
+            return steps + loops.groups * again * ((fetching - there) // self.maps)
+        if self.schedule.swap != "synchronous" or loops.role == "backward_weight":
+            return steps  # there is time to fetch weights ahead, or there are none
+        # A block comes at once, in its first reduction loop.
+        block = np.minimum(self.resident, self.m * self.out) * self.in_ * loops.taps // loops.packed
+        block_cycles = self.stream_cycles("weight", block, np.asarray(1), 1)
+        longer = np.maximum(block_cycles - steps // (times * self.m * self.n * self.maps), 0)
+        blocks = _ceil(loops.out_channels, np.maximum(self.resident, 1))
+        extra = np.where(self.resident > 0, blocks * (self.n + 1) * longer, 0)
+        return steps + loops.groups * again * extra
+
+    def _image_cycles(self) -> tuple[Array, Array | None]:
+        """The steps of one image; where weights that stay are there, and where they come with every step.
+
+        Edge tiles compute less but still pay their start costs, so they are weighed apart from inner ones; channel
+        tiles are taken at their average. With synchronous swaps nothing hides the first load of a reduction loop, and
+        only a store overlaps with its last compute. The second is worked out for forward and synchronous swaps only.
+        """
+        loops, m, n = self.loops, self.m, self.n
+        synchronous = self.schedule.swap == "synchronous"
+        area = self.rows.sizes[:, None] * self.columns.sizes[None]
+        reads = self.rows.reads[:, None] * self.columns.reads[None]
+        tiles = self.rows.counts[:, None] * self.columns.counts[None]
+        compute = self.cycles(area * (loops.work_rows * loops.work_columns) // (loops.rows * loops.columns))
+        steps = m * n
+        load = self.stream_cycles("input", m * loops.in_channels * reads, steps, 0)
+        streaming = self.resident == 0
+        if loops.role == "backward_weight":
+            operand = self.stream_cycles("operand", n * loops.out_channels * area, steps, 1)
+            load = np.maximum(load, operand)
             slowest = np.maximum(load, compute)
-            if in_turn:
-                last = compute
-                if not over_maps:
-                    words = row * column * loops.out_channels
-                    stored = _stream_cycles(hardware, "output", words, m, loops.bits[2], broken["output"])
-                    last = np.maximum(compute, n * stored)
-                maps = -(-loops.rows // rows) * -(-loops.columns // columns)
-                steps = np.where((maps > 1) | streaming, maps, n) if over_maps else n
-                slowest = slowest + (load + last - slowest) // steps
-                if not over_maps:  # weights that stream come in one run for each loop
-                    slowest = slowest + np.where(streaming, m, 0) * hardware.streams["weight"].start_cycles
-            total = total + row_count * column_count * slowest
-    return total
+            if synchronous:
+                reduced = np.where((self.maps > 1) | streaming, self.maps, n)
+                slowest = slowest + (load + compute - slowest) // reduced
+            return (tiles * slowest).sum(axis=(0, 1)), None
+        words = np.asarray(loops.out_channels * loops.in_channels * loops.taps // loops.packed)
+        weights = self.stream_cycles("weight", words, steps, 1)
+        none = self.stream_cycles("weight", np.asarray(0), np.asarray(0), 1)
+        last, opens = compute, np.asarray(0)
+        if synchronous:
+            stored = self.stream_cycles("output", loops.out_channels * area, m, 2)
+            last = np.maximum(compute, n * stored)
+            # weights that stream come in one run for each loop
+            opens = np.where(streaming, m, 0) * self.hardware.streams["weight"].start_cycles
+
+        def summed(weights: Array) -> Array:
+            both = np.maximum(load, weights)
+            slowest = np.maximum(both, compute)
+            if synchronous:
+                slowest = slowest + (both + last - slowest) // n + opens
+            return (tiles * slowest).sum(axis=(0, 1))
+
+        there = summed(np.where(streaming, weights, none))
+        return there, summed(weights) if synchronous and loops.role == "forward" else None
 
 
-def _edges(total: int, tile: Array, full: bool) -> list[tuple[Array, Array]]:
-    """(number, size) of the inner tiles of an axis and of its last one."""
-    inner = -(-total // tile) - 1
-    return [(inner, tile), (np.ones_like(tile), tile if full else total - inner * tile)]
-
-
-def _breaks(
-    loops: Loops, hardware: Hardware, out: Array, in_: Array, rows: Array, columns: Array
-) -> dict[str, Array]:
-    """Bursts of one tile of each map."""
-    array = array_of(hardware)
-    whole = (rows >= loops.rows, columns >= loops.columns)
-
-    def breaks(channels: Array, of: int, lanes: int, rows: Array, columns: Array) -> Array:
-        group = 0 if loops.is_product else group_of(array.layout, lanes, of)
-        return bursts(group, np.minimum(channels, of), rows, columns, *whole)
-
-    result = breaks(out, loops.out_channels, array.out_channels, rows, columns)
-    source = (under(rows, loops, 0), under(columns, loops, 1))
-    found = {"input": breaks(in_, loops.in_channels, array.in_channels, *source)}
-    return {**found, "operand": result} if loops.role == "backward_weight" else {**found, "output": result}
-
-
-def _stream_cycles(
-    hardware: Hardware, stream: str, words: Array, loads: Array, bits: int, broken: Array | int = 1
-) -> Array:
-    """Cycles for ``words`` in ``loads`` tiles of ``broken`` bursts each; a tile of a map that is read starts anew."""
-    spec = hardware.streams[stream]
-    anew = spec.restarts == "transfer" or stream in ("input", "operand")
-    restarts = loads * broken if anew else 1 + loads * (broken - 1)
-    return -(-(words * hardware.storage_bits(bits)) // spec.width_bits) + restarts * spec.start_cycles
-
-
-def _axis_sum(total: int, tile: Array, loops: Loops, axis: int, full: bool) -> Array:
-    """Input rows (or columns) loaded over all tiles of an axis."""
-    parts = -(-total // tile)
-    last = np.where(full, tile, total - (parts - 1) * tile)
-    return (parts - 1) * under(tile, loops, axis) + under(last, loops, axis)
+def _ceil(total: Array | int, size: Array | int) -> Array:
+    """The quotient rounded up, of positive numbers or 0 by positive ones."""
+    return np.asarray((total + (size - 1)) // size)
 
 
 def under(tile: Array, loops: Loops, axis: int) -> Array:
     """Rows (or columns) of the input map that tiles of these sizes read."""
     numerator, denominator = loops.step[axis]
+    if denominator == 1:
+        return tile * numerator + (loops.span[axis] - numerator)
     rows = ((tile - 1) * numerator + loops.span[axis] - 1) // denominator + 1
-    return np.minimum(rows, loops.map_rows if axis == 0 else loops.map_columns) if denominator > 1 else rows
+    return np.minimum(rows, loops.map_rows if axis == 0 else loops.map_columns)

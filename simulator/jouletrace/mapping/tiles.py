@@ -12,6 +12,7 @@ found by executing it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,12 +21,17 @@ import numpy as np
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.loops import Loops
-from jouletrace.mapping.tile_costs import Array, array_of, busy_cycles, channels_at_once, scores, under
+from jouletrace.mapping.remembered import Seen
+from jouletrace.mapping.tile_costs import Array, Costs, array_of, channels_at_once, costs, least, scores, under
 from jouletrace.mapping.transfer import ceil_div
+from jouletrace.store.settings import is_off
 from jouletrace.trace.model import Conv, Op
 from jouletrace.units import show_bytes
 
 __all__ = ["Tile", "choose", "footprint_bytes", "part_sizes", "stored_channels"]
+
+# How many candidates are kept for searches on the same design with another DRAM, clock or prices: 72 bytes each.
+CANDIDATES = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,9 @@ def part_sizes(total: int, unit: int = 1, phases: int = 1) -> list[int]:
     [1, 2, 3, 4, 5, 6, 10]
     """
     units = ceil_div(total, unit)
-    smallest = {ceil_div(units, parts) for parts in range(1, units + 1)}
+    smallest = [units]
+    while smallest[-1] > 1:
+        smallest.append(ceil_div(units, ceil_div(units, smallest[-1] - 1)))  # one part more, or as many as it takes
     return sorted({min(size + i, units) * unit for size in smallest for i in range(phases)})
 
 
@@ -83,23 +91,10 @@ def choose(op: Op, loops: Loops, hardware: Hardware, base: Tile | None = None) -
     for given in (base, _published(op, loops, hardware)):
         if given is not None and _fits(given, loops, hardware):
             return given
-    smallest = Tile(array_of(hardware).out_channels, channels_at_once(loops, hardware), 1, 1, 0)
-    if not _fits(smallest, loops, hardware):
-        raise _too_small(op, smallest, loops, hardware)
-    return _search(loops, _Identity(hardware))
-
-
-class _Identity:
-    """Hardware compared by identity, so that a search is cached per loaded spec."""
-
-    def __init__(self, hardware: Hardware) -> None:
-        self.hardware = hardware
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.hardware is self.hardware
-
-    def __hash__(self) -> int:
-        return id(self.hardware)
+    found = _search(loops, hardware) if is_off() else _searched(loops, _Identity(hardware))
+    if found is None:
+        raise _too_small(op, _smallest(loops, hardware), loops, hardware)
+    return found
 
 
 def _published(op: Op, loops: Loops, hardware: Hardware) -> Tile | None:
@@ -133,38 +128,134 @@ def _too_small(op: Op, tile: Tile, loops: Loops, hardware: Hardware) -> MappingE
     )
 
 
+def _smallest(loops: Loops, hardware: Hardware) -> Tile:
+    return Tile(array_of(hardware).out_channels, channels_at_once(loops, hardware), 1, 1, 0)
+
+
+# -- the search
+
+
+class _Identity:
+    """Hardware compared by identity, so that what was chosen is found again without a look at it."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.hardware is self.hardware
+
+    def __hash__(self) -> int:
+        return id(self.hardware)
+
+
+# What neither candidates nor their costs depend on. Whatever a spec gains later is compared until it is named here.
+_NOT_SEARCHED = {
+    "name": True, "description": True, "citation": True, "provenance": True, "clock_hz": True, "vector": True,
+    "host": True, "dram": True, "board": True, "energy": True,
+    "array": {"tilings": True, "schedule": {"objective": True}},
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """Candidates of a search, int64[5, candidates] in the order of the fields of a tile, and what they take."""
+
+    tilings: Array
+    costs: Costs
+
+    def contenders(self) -> _Found:
+        """Those that are chosen on some DRAM, at some clock or at some prices, and few others."""
+        few = self.costs.contenders()
+        return _Found(self.tilings[:, few], self.costs.at(few))
+
+    def best(self, loops: Loops, hardware: Hardware) -> Tile:
+        """The one of the least score; among equal ones, the one that moves the least, then the first."""
+        which = least(scores(self.costs, loops, hardware), self.costs.words)
+        return Tile(*self.tilings[:, which].tolist())
+
+
 @lru_cache(maxsize=4096)
-def _search(loops: Loops, identity: _Identity) -> Tile:
+def _searched(loops: Loops, identity: _Identity) -> Tile | None:
+    found = _KEPT.contenders(loops, _design(identity))
+    return None if found is None else found.best(loops, identity.hardware)
+
+
+@lru_cache(maxsize=64)
+def _design(identity: _Identity) -> Seen:
     hardware = identity.hardware
+    return Seen(hardware.model_dump_json(exclude=_NOT_SEARCHED), hardware)
+
+
+class _Kept:
+    """Candidates that may be chosen of each op on each design; the least recently used ones go first."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[Loops, Seen], _Found | None] = OrderedDict()
+        self.candidates = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def contenders(self, loops: Loops, design: Seen) -> _Found | None:
+        key = loops, design
+        if key in self._known:
+            self._known.move_to_end(key)
+            return self._known[key]
+        found = _all(loops, design.hardware)
+        found = self._known[key] = None if found is None else found.contenders()
+        self.candidates += _places(found)
+        while self.candidates > CANDIDATES and len(self._known) > 1:
+            self.candidates -= _places(self._known.popitem(last=False)[1])
+        return found
+
+
+def _places(found: _Found | None) -> int:
+    """Candidates that are held, and as much as 16 of them for the op."""
+    return 16 + (0 if found is None else len(found.costs.words))
+
+
+_KEPT = _Kept()
+
+
+def _search(loops: Loops, hardware: Hardware) -> Tile | None:
+    found = _all(loops, hardware)
+    return None if found is None else found.best(loops, hardware)
+
+
+def _all(loops: Loops, hardware: Hardware) -> _Found | None:
+    """Every tiling that fits, if the smallest does."""
+    if not _fits(_smallest(loops, hardware), loops, hardware):
+        return None
     candidates = _candidates(loops, hardware)
-    cost = scores(loops, hardware, *candidates)
-    best = int(np.lexsort((busy_cycles(loops, hardware, *candidates)["words"], cost))[0])
-    return Tile(*(int(axis[best]) for axis in candidates))
+    return _Found(np.stack(np.broadcast_arrays(*candidates)), costs(loops, hardware, *candidates))
 
 
 def _candidates(loops: Loops, hardware: Hardware) -> tuple[Array, Array, Array, Array, Array]:
+    """The tilings that fit; channels as one number each where the array fixes them."""
     array = array_of(hardware)
     # A matrix product has no halo: its channel tiles lie one after the other, and one burst may cover many.
     free = array.schedule.tile_channels == "free" or loops.is_product
-    outs = part_sizes(loops.out_channels, array.out_channels) if free else [array.out_channels]
     at_once = channels_at_once(loops, hardware)
-    ins = part_sizes(loops.in_channels, at_once) if free else [at_once]
-    grid = np.meshgrid(
-        np.array(outs, dtype=np.int64), np.array(ins, dtype=np.int64),
-        np.array(part_sizes(loops.rows, phases=loops.step[0][1]), dtype=np.int64),
-        np.array(part_sizes(loops.columns, phases=loops.step[1][1]), dtype=np.int64),
-        np.array([1, 0], dtype=np.int64), indexing="ij",  # of equal tilings, the one that keeps its weights
-    )  # fmt: skip
-    out, in_, rows, columns, keep = (axis.ravel() for axis in grid)
+    axes = (
+        part_sizes(loops.out_channels, array.out_channels) if free else [array.out_channels],
+        part_sizes(loops.in_channels, at_once) if free else [at_once],
+        part_sizes(loops.rows, phases=loops.step[0][1]),
+        part_sizes(loops.columns, phases=loops.step[1][1]),
+        [1, 0],  # of equal tilings, the one that keeps its weights
+    )
+    grid = np.meshgrid(*(np.array(axis, dtype=np.int64) for axis in axes), indexing="ij", sparse=True)
+    out, in_, rows, columns, keep = grid
     # The largest block whose weights (or kernel gradients) fit; a larger one never moves more bytes.
     pairs = -(-loops.in_channels // in_) * in_ * loops.taps * hardware.storage_bits(loops.bits[1])
     block = hardware.buffers["weight"].size_bytes * 8 // pairs // out * out
     resident = keep * np.minimum(block, -(-loops.out_channels // out) * out)
-    axes = (out, in_, rows, columns, resident)
-    fits = (keep == 0) | (resident > 0)
-    for name, size in _footprint(loops, hardware, *axes).items():
-        fits &= size <= hardware.buffers[name].size_bytes
-    return tuple(axis[fits] for axis in axes)  # type: ignore[return-value]
+    fits = np.broadcast_to((keep == 0) | (resident > 0), np.broadcast_shapes(*(axis.shape for axis in grid)))
+    for name, size in _footprint(loops, hardware, out, in_, rows, columns, resident).items():
+        fits = fits & (size <= hardware.buffers[name].size_bytes)
+    places = np.nonzero(fits)
+    kept = resident[places[0], places[1], 0, 0, places[4]]
+    out, in_, rows, columns = (axis.ravel()[place] for axis, place in zip(grid[:4], places[:4], strict=True))
+    return (out, in_, rows, columns, kept) if free else (out[0], in_[0], rows, columns, kept)
 
 
 def _footprint(

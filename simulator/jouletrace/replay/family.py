@@ -8,27 +8,29 @@ read in the place of its results.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import mul
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jouletrace.engine.compose import Choices, Columns, Composed, compose
-from jouletrace.engine.family import ABSENT, Family, OpProgram, Slot, split
+from jouletrace.engine.family import ABSENT, Family, Slot
 from jouletrace.hardware.spec import Hardware
 from jouletrace.ledger.breakdown import Breakdown
 from jouletrace.ledger.price import price
-from jouletrace.mapping.fusion import FusionPlan, as_stored, plan_fusion
+from jouletrace.mapping.fusion import NARROWING, FusionPlan, as_stored, plan_fusion
 from jouletrace.mapping.memory import content
-from jouletrace.mapping.program import Action, Command, Engine, OpInfo, Pool, Program
+from jouletrace.mapping.program import Action, OpInfo, OpProgram
+from jouletrace.mapping.remembered import remembered
 from jouletrace.mapping.step import Edges, map_step, riders, serial
-from jouletrace.replay.memory import remembered
 from jouletrace.result.run import RunOp
 from jouletrace.trace.check import waits_for
 from jouletrace.trace.counting import bit_operations_of
-from jouletrace.trace.model import Op, Trace
+from jouletrace.trace.model import Elementwise, Op, Trace
 from jouletrace.trace.run import Run, unit_names
-from jouletrace.trace.units import Skip, residual_units, skips, with_samples
+from jouletrace.trace.units import Skip, excerpt, residual_units, skips, with_samples
 
 __all__ = ["Part", "compose_step"]
 
@@ -126,8 +128,10 @@ def _origins(step: Trace, whole: Trace) -> Mapping[str, str]:
 
 def _gone(step: Trace, skip: Skip, summed: Set[str]) -> Set[str] | None:
     """The ops that go, and the gradients that are summed over micro-batches no more; None if others are summed."""
+    if not summed:
+        return skip.removed
     read = {name for op in step.ops if op.phase == "update" and op.name not in skip.removed for name in op.reads}
-    if summed and not read.isdisjoint(skip.instead):
+    if not read.isdisjoint(skip.instead):
         return None
     return skip.removed | (summed - read)
 
@@ -148,71 +152,85 @@ class _Options:
         self.hardware = hardware
         self.fusion: FusionPlan = plan_fusion(whole, hardware)
         self.program = map_step(whole, hardware)
-        self._engines: dict[str, tuple[int, Engine]] = {e.name: (i, e) for i, e in enumerate(self.program.engines)}
-        self._pools: dict[str, tuple[int, Pool]] = {p.name: (i, p) for i, p in enumerate(self.program.pools)}
+        # Equal op programs are one object, so that they are compared once.
+        self._bodies: dict[OpProgram, OpProgram] = {}
         self.variants: dict[str, list[OpProgram]] = {
-            op.name: [part] for op, part in zip(whole.ops, split(self.program), strict=True)
+            op.name: [self._bodies.setdefault(body, body)]
+            for op, body in zip(whole.ops, self.program.bodies, strict=True)
         }
-        self.ops: dict[str, list[tuple[Trace, Op]]] = {op.name: [(whole, op)] for op in whole.ops}
+        # MACs and bit-operations of the variants.
+        self.work: dict[str, list[tuple[int, int]]] = {op.name: [_work(whole, op)] for op in whole.ops}
         # Which variant an op is when so many samples run its unit; 0 if it stays as it is.
         self.at: dict[tuple[str, int], int] = {}
         # Op programs that were mapped already, by all that a mapping looks at.
         self._mapped: dict[object, OpProgram] = {}
         self.added: tuple[int, ...] = ()
         base, rides = as_stored(whole, self.fusion), riders(self.fusion)
+        # Ops that differ alike for every number of samples; the first of each with its surroundings.
+        self._alike: tuple[tuple[str, ...], ...] | None = None
+        self._examples: tuple[str, ...] = ()
         self._contents = {op.name: content(op, base, self.fusion, rides) for op in whole.ops}
 
     def add(self, parts: Sequence[int]) -> None:
         """Has variants for these numbers of samples, in ascending order; the extremes are checked as steps."""
         for n in parts:
             if n not in self.added:
-                trace = with_samples(self.step, dict.fromkeys(self.units, n), checked=n in (parts[0], parts[-1]))
-                self._add(n, trace)
+                self._add(n, checked=n in (parts[0], parts[-1]))
                 self.added += (n,)
 
-    def _add(self, n: int, trace: Trace) -> None:
+    def _add(self, n: int, *, checked: bool) -> None:
         """The ops that differ from the whole ones when n samples run every unit."""
+        samples = dict.fromkeys(self.units, n)
+        if checked or self._alike is None:
+            trace = with_samples(self.step, samples)
+        else:
+            trace = excerpt(self.step, samples, self._examples)
         fusion = plan_fusion(trace, self.hardware, base=self.fusion)
         stored, rides = as_stored(trace, fusion), riders(fusion)
-        new: dict[object, list[Op]] = {}
-        for op in trace.ops:
-            key = (content(op, stored, fusion, rides), self._contents[op.name])
-            if key[0] != key[1]:
-                new.setdefault(key, []).append(op)
-        unmapped = [ops[0] for key, ops in new.items() if key not in self._mapped]
-        carried = _with_hosts(unmapped, trace, fusion)
+        if self._alike is None:
+            self._alike = self._grouped(trace, stored, fusion)
+            self._examples = self._surrounded(alike[0] for alike in self._alike)
+        firsts = [trace.op[alike[0]] for alike in self._alike]
+        keys = [(content(op, stored, fusion, rides), self._contents[op.name]) for op in firsts]
+        unmapped = {key: op for key, op in zip(keys, firsts, strict=True) if key not in self._mapped}
+        carried = _with_hosts(unmapped.values(), trace, fusion)
         program = map_step(trace, self.hardware, base=self.whole, ops=carried)
-        mapped = dict(zip((op.name for op in carried), split(program), strict=True))
-        for key, ops in new.items():
-            if key not in self._mapped:
-                self._mapped[key] = self._renumbered(mapped[ops[0].name], program)
-            for op in ops:
-                self.at[op.name, n] = len(self.variants[op.name])
-                self.variants[op.name].append(self._mapped[key])
-                self.ops[op.name].append((trace, op))
+        mapped = dict(zip((op.name for op in carried), program.bodies, strict=True))
+        for key, op in unmapped.items():
+            body = mapped[op.name]
+            self._mapped[key] = self._bodies.setdefault(body, body)
+        for key, first, alike in zip(keys, firsts, self._alike, strict=True):
+            body, work = self._mapped[key], _work(trace, first)
+            for name in alike:
+                self.at[name, n] = len(self.variants[name])
+                self.variants[name].append(body)
+                self.work[name].append(work)
 
-    def _renumbered(self, part: OpProgram, program: Program) -> OpProgram:
-        """With the engines and pools of the family, by name."""
-        engine = [self._engines.setdefault(e.name, (len(self._engines), e))[0] for e in program.engines]
-        pool = [self._pools.setdefault(p.name, (len(self._pools), p))[0] for p in program.pools]
+    def _grouped(self, trace: Trace, stored: Trace, fusion: FusionPlan) -> tuple[tuple[str, ...], ...]:
+        """Names of the ops that differ when some samples run every unit, those together that differ alike.
 
-        def of(command: Command) -> Command:
-            return replace(
-                command,
-                holds=tuple((engine[e], cycles) for e, cycles in command.holds),
-                takes=tuple((pool[p], n) for p, n in command.takes),
-                gives=tuple((pool[p], n) for p, n in command.gives),
-            )
+        ``trace`` is the step for one such number of samples. Every count of an op, and of what it touches, is constant
+        or a sum of a constant and a share n/B: those of two numbers of samples, n and B, give those of all others. What
+        rides is the same for all: where a ride needs two counts to be equal, they are equal for B, where it rides.
+        """
+        rides = riders(fusion)
+        alike: dict[object, list[str]] = {}
+        for op in trace.ops:
+            now, whole = content(op, stored, fusion, rides), self._contents[op.name]
+            if now != whole:
+                alike.setdefault((now, whole, trace.bits_read(op)), []).append(op.name)
+        return tuple(map(tuple, alike.values()))
 
-        return OpProgram(tuple(map(of, part.commands)), part.sequence)
-
-    @property
-    def engines(self) -> tuple[Engine, ...]:
-        return tuple(engine for _, engine in self._engines.values())
-
-    @property
-    def pools(self) -> tuple[Pool, ...]:
-        return tuple(pool for _, pool in self._pools.values())
+    def _surrounded(self, names: Iterable[str]) -> tuple[str, ...]:
+        """These ops and what a mapping looks at: what carries them, what rides on them, what narrows their operands."""
+        ops = _with_hosts((self.whole.op[name] for name in names), self.whole, self.fusion)
+        found = {op.name for op in ops}
+        for op in ops:
+            writers = [self.whole.writer[name] for name in op.reads if name in self.whole.writer]
+            narrowing = [writer for writer in writers if writer.name not in found and _narrows(writer)]
+            found.update(writer.name for writer in narrowing)
+            ops += narrowing
+        return tuple(op.name for op in self.whole.ops if op.name in found)
 
 
 def _with_hosts(ops: Iterable[Op], trace: Trace, fusion: FusionPlan) -> list[Op]:
@@ -223,6 +241,14 @@ def _with_hosts(ops: Iterable[Op], trace: Trace, fusion: FusionPlan) -> list[Op]
             while (name := links.get(name, "")) and name not in names:
                 names.add(name)
     return [op for op in trace.ops if op.name in names]
+
+
+def _work(trace: Trace, op: Op) -> tuple[int, int]:
+    return op.macs, bit_operations_of(trace, op)
+
+
+def _narrows(op: Op) -> bool:
+    return isinstance(op.nest, Elementwise) and op.nest.function in NARROWING
 
 
 # -- the family
@@ -245,7 +271,10 @@ def _family(options: _Options, added: tuple[int, ...], absent: _Absent, hardware
                 tuple(sorted({place[name] for name in instead})),
             )
         )
-    return Family(tuple(slots), options.engines, options.pools, options.program.ops, serial(hardware))
+    bodies = dict.fromkeys(body for slot in slots for body in slot.variants)
+    engines = dict.fromkeys(engine for body in bodies for engine in body.engines)
+    pools = dict.fromkeys(pool for body in bodies for pool in body.pools)
+    return Family(tuple(slots), tuple(engines), tuple(pools), options.program.ops, serial(hardware))
 
 
 def _delivered(names: Iterable[str], fusion: FusionPlan) -> set[str]:
@@ -316,20 +345,33 @@ class _Step:
 
 
 def _summed(options: _Options, composed: Composed, iterations: int, hardware: Hardware) -> Part:
+    # Ops that became the same have the same counts, and are summed together.
+    same: dict[tuple[int, ...], list[int]] = {}
+    for j, info in enumerate(options.program.ops):
+        same.setdefault(tuple(map(id, options.variants[info.name])), []).append(j)
+    counts: dict[int, dict[Action, int]] = {}
+    for slots in same.values():
+        variants = options.variants[options.program.ops[slots[0]].name]
+        actions = sorted({action for variant in variants for action in variant.counts})
+        each = [[variant.counts.get(action, 0) for action in actions] for variant in variants]
+        totals = _products([composed.occurrences[j] for j in slots], each, iterations)
+        counts |= {j: dict(zip(actions, row, strict=True)) for j, row in zip(slots, totals, strict=True)}
     counted: list[_Counted] = []
     ops: list[RunOp] = []
     for j, info in enumerate(options.program.ops):
         times = composed.occurrences[j]
-        counts: dict[Action, int] = {}
-        macs = bits = 0
-        for n, part, (trace, op) in zip(times, options.variants[info.name], options.ops[info.name], strict=True):
-            macs += n * op.macs
-            bits += n * bit_operations_of(trace, op)
-            for action, count in part.counts.items():
-                counts[action] = counts.get(action, 0) + n * count
-        frontier = sum(composed.frontier_cycles[j])
-        if sum(times):
-            counted.append(_Counted(info, frontier, dict(sorted(counts.items()))))
-            ops.append(RunOp(info.name, info.layer, info.phase, info.kind, sum(times), macs, bits, frontier))
+        if ran := sum(times):
+            frontier = sum(composed.frontier_cycles[j])
+            macs, bits = (sum(map(mul, times, some)) for some in zip(*options.work[info.name], strict=True))
+            counted.append(_Counted(info, frontier, counts[j]))
+            ops.append(RunOp(info.name, info.layer, info.phase, info.kind, ran, macs, bits, frontier))
     cycles = int(composed.cycles.sum())
     return Part(price(_Step(cycles, tuple(counted)), hardware), tuple(ops))
+
+
+def _products(times: list[tuple[int, ...]], each: list[list[int]], iterations: int) -> list[list[int]]:
+    """For every row of ``times`` the sum of times x row of ``each``; a row of times sums up to ``iterations``."""
+    largest = max((count for row in each for count in row), default=0)
+    exact: type[Any] = np.int64 if iterations * largest < 2**63 else object
+    products: NDArray[Any] = np.array(times, dtype=exact) @ np.array(each, dtype=exact)
+    return products.tolist()

@@ -96,9 +96,9 @@ class _Kept:
             self._known.move_to_end(key)
             return found
         found = self._known[key] = replayed(trace, hardware, Options())
-        self._commands += len(found.program.sequence)
+        self._commands += len(found.program)
         while self._commands > COMMANDS and len(self._known) > 1:
-            self._commands -= len(self._known.popitem(last=False)[1].program.sequence)
+            self._commands -= len(self._known.popitem(last=False)[1].program)
         return found
 
 

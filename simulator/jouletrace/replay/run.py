@@ -22,9 +22,9 @@ from jouletrace.ledger.breakdown import Breakdown
 from jouletrace.ledger.price import price
 from jouletrace.mapping.memory_plan import MemoryPlan, plan_memory
 from jouletrace.mapping.program import OpInfo
+from jouletrace.mapping.remembered import remembered
 from jouletrace.mapping.step import map_step
 from jouletrace.replay.family import Part, compose_step
-from jouletrace.replay.memory import remembered
 from jouletrace.result.run import RunOp, RunResult, merged
 from jouletrace.trace.counting import bit_operations_of
 from jouletrace.trace.micro_batch import micro_batched

@@ -6,20 +6,22 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from jouletrace.engine import compiled, events
 from jouletrace.engine.counts import Counts
 from jouletrace.errors import ResultError, UsageError, did_you_mean
 from jouletrace.hardware.energy import price_list
-from jouletrace.hardware.load import assumptions, digest, hardware_from_resolved, resolved
+from jouletrace.hardware.load import Assumption, assumptions, digest, hardware_from_resolved, resolved
 from jouletrace.hardware.spec import Hardware
 from jouletrace.ledger.price import price
+from jouletrace.ledger.tally import Tally
 from jouletrace.mapping.memory_plan import MemoryPlan, plan_memory
 from jouletrace.mapping.program import Program
+from jouletrace.mapping.remembered import remembered
 from jouletrace.mapping.step import map_step, select
-from jouletrace.replay.memory import remembered
-from jouletrace.result.model import Execution, OpResult, Options, Result, TraceInput
+from jouletrace.result.model import Deferred, Execution, OpResult, Options, Result, TraceInput
 from jouletrace.trace.io import dump, list_traces, load_trace, parse_trace
 from jouletrace.trace.micro_batch import micro_batched
 from jouletrace.trace.model import Trace
@@ -64,9 +66,9 @@ def simulate(
     return priced(replayed(trace, hardware, options, progress), hardware)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Replayed:
-    """A step that has been mapped and executed, before anything is priced."""
+    """A step that has been mapped and executed, before anything is priced. Results at any prices share its ops."""
 
     trace: Trace
     options: Options
@@ -75,6 +77,14 @@ class Replayed:
     memory: MemoryPlan
     program: Program
     counts: Counts
+
+    @cached_property
+    def ops(self) -> tuple[OpResult, ...]:
+        return _ops(self.counts)
+
+    @cached_property
+    def tally(self) -> Tally:
+        return Tally.of(self.counts)
 
 
 def replayed(trace: Trace, hardware: Hardware, options: Options, progress: Progress | None = None) -> Replayed:
@@ -98,30 +108,28 @@ def priced(step: Replayed, hardware: Hardware) -> Result:
     Raises :class:`EnergyError` for an action without a price.
     """
     counts, program = step.counts, step.program
-    breakdown = price(counts, hardware)
+    breakdown = price(step.tally, hardware)
     prices = price_list(hardware)
-    used = sorted({(row.component, row.action) for row in breakdown.rows})
-    weak = sorted(assumptions(hardware))
     return Result(
         version=__version__,
         model_version=MODEL_VERSION,
         trace=_trace_input(step.trace),
-        hardware=resolved(hardware),
-        hardware_digest=digest(hardware),
+        hardware=Deferred(lambda: resolved(hardware)),
+        hardware_digest=Deferred(lambda: digest(hardware)),
         options=step.options,
         engine=counts.engine,
         port_model=hardware.dram.port,
         events=counts.events,
-        commands=len(program.sequence),
+        commands=len(program),
         micro_batches=step.micro_batches,
         lanes=hardware.array.lanes,
         peak_memory_bytes=step.memory.peak_bytes,
         dram_capacity_bytes=step.memory.capacity_bytes,
-        ops=_ops(counts),
+        ops=Deferred(lambda: step.ops),
         breakdown=breakdown,
-        prices={key: prices[key] for key in used},
-        assumed=tuple(a for a in weak if a.certainty != "user"),
-        user=tuple(a for a in weak if a.certainty == "user"),
+        prices={key: prices[key] for key in sorted(breakdown.counts)},
+        assumed=Deferred(lambda: _weak(hardware, user=False)),
+        user=Deferred(lambda: _weak(hardware, user=True)),
         warnings=step.warnings,
         execution=Execution(replace(program, hardware=hardware.name), counts),
     )
@@ -134,6 +142,10 @@ def _part(trace: Trace, only: str | None) -> Trace:
     ops = select(trace, only)
     touched = {name for op in ops for name in (*op.reads, *op.writes)}
     return replace(trace, ops=ops, tensors=tuple(t for t in trace.tensors if t.name in touched))
+
+
+def _weak(hardware: Hardware, *, user: bool) -> tuple[Assumption, ...]:
+    return tuple(sorted(each for each in assumptions(hardware) if (each.certainty == "user") == user))
 
 
 def _ops(counts: Counts) -> tuple[OpResult, ...]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar, cast, overload
 
 from jouletrace.engine.counts import Counts
 from jouletrace.errors import ResultError, UsageError
@@ -16,9 +16,13 @@ from jouletrace.ledger.breakdown import SCOPES, Breakdown, Energy, Row, Scope
 from jouletrace.mapping.program import Program
 from jouletrace.trace.model import Phase
 
-__all__ = ["Execution", "OpResult", "Options", "Result", "TraceInput", "load_result", "narrowest"]
+__all__ = [
+    "Deferrable", "Deferred", "Execution", "OpResult", "Options", "Result", "TraceInput", "load_result", "narrowest",
+]  # fmt: skip
 
 MAX_BYTES = 512 << 20  # of a result file
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,51 @@ class Execution:
     counts: Counts
 
 
-@dataclass(frozen=True)
+class Deferred(Generic[T]):
+    """A value to come. Pickled, it is the value."""
+
+    def __init__(self, work_out: Callable[[], T]) -> None:
+        self.work_out = work_out
+
+    def __reduce__(self) -> tuple[Callable[[T], T], tuple[T]]:
+        return _same, (self.work_out(),)
+
+
+def _same(value: T) -> T:
+    return value
+
+
+class Deferrable(Generic[T]):
+    """A field of a dataclass that is given as a value or as a :class:`Deferred`, and is always read as a value.
+
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Answer:
+    ...     text: Deferrable[str] = Deferrable()
+    >>> Answer(text=Deferred(lambda: "42")) == Answer(text="42")
+    True
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Deferrable[T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object | None, owner: type) -> Deferrable[T] | T:
+        if instance is None:
+            raise AttributeError(self._name)  # so that the field has no default
+        value = instance.__dict__[self._name]
+        if isinstance(value, Deferred):
+            value = instance.__dict__[self._name] = cast("Deferred[Any]", value).work_out()
+        return value
+
+    def __set__(self, instance: object, value: T | Deferred[T]) -> None:
+        instance.__dict__[self._name] = value
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """One replay. Made by :func:`jouletrace.simulate` or :func:`jouletrace.load_result`.
 
@@ -82,8 +130,8 @@ class Result:
     version: str
     model_version: int
     trace: TraceInput
-    hardware: Mapping[str, Any]
-    hardware_digest: str
+    hardware: Deferrable[Mapping[str, Any]] = Deferrable()
+    hardware_digest: Deferrable[str] = Deferrable()
     options: Options
     engine: str
     port_model: str
@@ -93,11 +141,11 @@ class Result:
     lanes: int
     peak_memory_bytes: int
     dram_capacity_bytes: int
-    ops: tuple[OpResult, ...]
+    ops: Deferrable[tuple[OpResult, ...]] = Deferrable()
     breakdown: Breakdown
     prices: Mapping[tuple[str, str], Price]
-    assumed: tuple[Assumption, ...]
-    user: tuple[Assumption, ...]
+    assumed: Deferrable[tuple[Assumption, ...]] = Deferrable()
+    user: Deferrable[tuple[Assumption, ...]] = Deferrable()
     warnings: tuple[str, ...]
     execution: Execution | None = field(default=None, compare=False, repr=False)
 
@@ -139,10 +187,7 @@ class Result:
     @cached_property
     def counts(self) -> Mapping[tuple[str, str], int]:
         """Actions of the whole run by component and action; cycles for what costs energy per cycle."""
-        total: dict[tuple[str, str], int] = {}
-        for row in self.breakdown.rows:
-            total[row.component, row.action] = total.get((row.component, row.action), 0) + row.count
-        return dict(sorted(total.items()))
+        return dict(sorted(self.breakdown.counts.items()))
 
     @cached_property
     def rows(self) -> Mapping[str, tuple[Row, ...]]:

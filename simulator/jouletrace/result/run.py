@@ -84,7 +84,7 @@ class RunResult:
     @property
     def dram_bytes(self) -> int:
         """Bytes read from and written to DRAM."""
-        return sum(row.count for row in self.breakdown.rows if row.component == "dram" and row.action in _MOVES)
+        return sum(self.breakdown.counts.get(("dram", action), 0) for action in _MOVES)
 
     @property
     def dram_overflow(self) -> bool:
@@ -95,8 +95,8 @@ class RunResult:
 
     def energy_at(self, scope: Scope, idle: Fraction) -> int:
         """Energy in aJ if the idle board drew ``idle`` times its power, rounded half to even."""
-        rows = (row for row in self.breakdown.rows if row.component == "board" and row.within(scope))
-        return self.energy(scope).energy_aj + round(sum(row.energy.energy_aj for row in rows) * (idle - 1))
+        board = self.by("component", scope).get("board", Energy())
+        return self.energy(scope).energy_aj + round(board.energy_aj * (idle - 1))
 
     def by(self, group: str, scope: Scope = "board") -> dict[str, Energy]:
         """Energy by ``phase``, ``layer``, ``component``, ``role``, ``kind``, ``action`` or ``op``."""

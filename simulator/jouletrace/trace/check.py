@@ -14,12 +14,13 @@ used, or other ops wait for its op.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
 from jouletrace.errors import TraceError
 from jouletrace.trace.codec import MAX_INTEGER, FieldError, canonical, decode, encode, field_names, parse
+from jouletrace.trace.field_types import well_typed
 from jouletrace.trace.graph import STATE_ROLES
 from jouletrace.trace.model import Attention, Conv, Gemm, Header, Nest, Op, Pool, Tensor, Trace
 from jouletrace.trace.operands import disagreements
@@ -86,8 +87,10 @@ def findings(trace: Trace, *, typed: bool = False) -> Iterator[Finding]:
     yield from wrong
     if not wrong:
         yield from _header(trace)
-        yield from _tensors(trace)
-        yield from _ops(trace)
+        bad = [tuple(_bad_values(tensor)) for tensor in trace.tensors]
+        sound = frozenset(t.name for t, sentences in zip(trace.tensors, bad, strict=True) if not sentences)
+        yield from _tensors(trace, bad)
+        yield from _ops(trace, sound)
 
 
 def _fields(trace: Trace) -> Iterator[Finding]:
@@ -103,6 +106,8 @@ def _fields(trace: Trace) -> Iterator[Finding]:
 
 
 def _mistyped(record: type, value: object) -> list[str]:
+    if well_typed(record)(value):
+        return []
     try:
         decode(record, encode(value))
     except FieldError as error:
@@ -151,7 +156,7 @@ def _product(dimensions: tuple[int, ...]) -> int:
 # -- tensors
 
 
-def _tensors(trace: Trace) -> Iterator[Finding]:
+def _tensors(trace: Trace, bad: Sequence[Sequence[str]]) -> Iterator[Finding]:
     seen: set[str] = set()
     used = _used(trace)
     for index, tensor in enumerate(trace.tensors):
@@ -161,7 +166,7 @@ def _tensors(trace: Trace) -> Iterator[Finding]:
         if tensor.name in seen:
             yield Finding("tensor", index, f"{name} stands twice in the trace.")
         seen.add(tensor.name)
-        for sentence in _bad_values(tensor):
+        for sentence in bad[index]:
             yield Finding("tensor", index, f"{name} {sentence}.")
         if tensor.name not in used:
             yield Finding("tensor", index, f"{name} of role {tensor.role} is read by no op and is no final "
@@ -180,7 +185,7 @@ def _used(trace: Trace) -> set[str]:
 
 
 def _bad_values(tensor: Tensor) -> Iterator[str]:
-    if any(d < 1 for d in tensor.shape):
+    if min(tensor.shape, default=1) < 1:
         yield f"has the shape {tensor.shape}; every dimension has to be at least 1"
     elif _product((*tensor.shape, max(1, tensor.bits))) > MAX_INTEGER:
         yield "has 2**63 bits or more"
@@ -208,8 +213,8 @@ class _Seen:
         return repr(self.trace.ops[index].name)
 
 
-def _ops(trace: Trace) -> Iterator[Finding]:
-    seen = _Seen(trace, {}, {}, frozenset(t.name for t in trace.tensors if not any(_bad_values(t))), {})
+def _ops(trace: Trace, sound: frozenset[str]) -> Iterator[Finding]:
+    seen = _Seen(trace, {}, {}, sound, {})
     for index, op in enumerate(trace.ops):
         seen.place.setdefault(op.name, index)
         for name in op.writes:

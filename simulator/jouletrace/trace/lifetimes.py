@@ -68,8 +68,9 @@ def peak_memory(trace: Trace) -> Peak:
     """The most bytes that live at once, and where: the memory that training needs, in trace order."""
     changes = [0] * (len(trace.ops) + 3)
     for name, span in lifetimes(trace).items():
-        changes[span.first + 1] += trace.tensor[name].size_bytes
-        changes[span.last + 2] -= trace.tensor[name].size_bytes
+        size_bytes = trace.tensor[name].size_bytes
+        changes[span.first + 1] += size_bytes
+        changes[span.last + 2] -= size_bytes
     before, *during = list(accumulate(changes))[: len(trace.ops) + 1]
     size_bytes = max(during, default=before)
     return Peak(size_bytes, trace.ops[during.index(size_bytes)].name if during else None)

@@ -9,19 +9,19 @@ The n samples read their share of what comes from outside the unit. Weights, wei
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from jouletrace.errors import RewriteError
 from jouletrace.trace.batch import Scaling
 from jouletrace.trace.check import MAX_NAME, problems
-from jouletrace.trace.model import Gate, Op, Tensor, Trace
+from jouletrace.trace.model import Gate, Op, Trace
 from jouletrace.trace.residual import Unit, residual_units
 from jouletrace.trace.skip import choose, without_units
 
-__all__ = ["gated", "with_samples"]
+__all__ = ["excerpt", "gated", "with_samples"]
 
 
-def with_samples(trace: Trace, samples: Mapping[str, int], *, checked: bool = True) -> Trace:
+def with_samples(trace: Trace, samples: Mapping[str, int]) -> Trace:
     """The step of a batch of which so many samples run each of these units; the others skip it.
 
     All samples are the step itself; none is :func:`jouletrace.trace.skip.without_units`. MACs of a unit are exactly
@@ -29,8 +29,7 @@ def with_samples(trace: Trace, samples: Mapping[str, int], *, checked: bool = Tr
     in part (``write_elements``). Units may be given one after the other, in any order.
 
     Raises RewriteError for names of no unit, for more samples than the batch has, for a unit that runs for a part
-    of the batch already, and where a count of an op is no whole number for n samples. ``checked=False`` leaves out the
-    rules of :mod:`jouletrace.trace.check`, for one of several numbers of samples of which the extremes are checked.
+    of the batch already, and where a count of an op is no whole number for n samples.
 
     >>> from jouletrace.trace.io import load_trace
     >>> step = load_trace("resnet20-cifar10-b32")
@@ -41,13 +40,55 @@ def with_samples(trace: Trace, samples: Mapping[str, int], *, checked: bool = Tr
     ((131072,), (32, 16, 32, 32))
     """
     batch = trace.header.batch
-    if wrong := [f"{n} samples of {name!r} are not possible; the batch of {trace.header.name} has {batch}."
-                 for name, n in samples.items() if not 0 <= n <= batch]:  # fmt: skip
-        raise RewriteError(wrong)
+    _refuse(trace, {name: n for name, n in samples.items() if not 0 <= n <= batch})
     step = without_units(trace, [name for name, n in samples.items() if n == 0])
     some = {name: n for name, n in samples.items() if n}
     units = [unit for unit in choose(residual_units(step), some) if some[unit.name] < batch]
-    return _reduced(step, {unit: some[unit.name] for unit in units}, checked) if units else step
+    return _reduced(step, {unit: some[unit.name] for unit in units}) if units else step
+
+
+def excerpt(trace: Trace, samples: Mapping[str, int], names: Collection[str]) -> Trace:
+    """Some ops of :func:`with_samples`, as they are there, and what they touch, without the rest of the step.
+
+    At least one sample runs each unit. Ops stand in the order given and wait only for each other. The rules of
+    :mod:`jouletrace.trace.check` are not looked at; else it raises what :func:`with_samples` raises.
+
+    >>> from jouletrace.trace.io import load_trace
+    >>> step, samples = load_trace("resnet20-cifar10-b32"), {"layer1.1": 8}
+    >>> some = excerpt(step, samples, ["layer1.1.conv2:forward"])
+    >>> some.ops == (with_samples(step, samples).op["layer1.1.conv2:forward"],)
+    True
+    """
+    batch = trace.header.batch
+    _refuse(trace, {name: n for name, n in samples.items() if not 1 <= n <= batch})
+    inside = _inside(trace)
+    wanted: dict[Unit, list[Op]] = {}
+    for op in map(trace.op.__getitem__, names):
+        unit = inside.unit_of.get(op.name)
+        if unit is not None and samples.get(unit.name, batch) < batch:
+            wanted.setdefault(unit, []).append(op)
+    choose(residual_units(trace), samples)  # refuses names of no unit
+    parts = [_Part(inside, unit, samples[unit.name], ops) for unit, ops in wanted.items()]
+    if any(part.problems or part.is_partial for part in parts):
+        return with_samples(trace, samples)  # tells the problems of all ops
+    ops = {op.name: op for part in parts for op in part.ops}
+    tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}
+    chosen = tuple(_among(ops.get(name, trace.op[name]), names) for name in names)
+    touched = dict.fromkeys(name for op in chosen for name in (*op.reads, *op.writes))
+    return replace(trace, tensors=tuple(tensors.get(name, trace.tensor[name]) for name in touched), ops=chosen)
+
+
+def _among(op: Op, names: Collection[str]) -> Op:
+    after = tuple(name for name in op.after if name in names)
+    return op if after == op.after else replace(op, after=after)
+
+
+def _refuse(trace: Trace, samples: Mapping[str, int]) -> None:
+    if samples:
+        raise RewriteError([
+            f"{n} samples of {name!r} are not possible; the batch of {trace.header.name} has {trace.header.batch}."
+            for name, n in samples.items()
+        ])  # fmt: skip
 
 
 def gated(trace: Trace, units: Iterable[Unit], decisions: Mapping[str, str] | None = None) -> Trace:
@@ -89,53 +130,73 @@ def _comes_first(trace: Trace, gates: Mapping[str, Gate]) -> bool:
     )
 
 
-def _reduced(trace: Trace, samples: Mapping[Unit, int], checked: bool) -> Trace:
+@dataclass(frozen=True, eq=False)
+class _Inside:
+    """What of a step belongs to which unit: its ops, and tensors that nothing outside it reads."""
+
+    whole: Scaling
+    unit_of: Mapping[str, Unit]
+    tensors: Mapping[str, Unit]
+
+
+def _inside(trace: Trace) -> _Inside:
+    known = trace.__dict__.get("_inside")  # kept as a cached property of the frozen trace
+    if isinstance(known, _Inside):
+        return known
+    unit_of = {name: unit for unit in residual_units(trace) for name in (*unit.forward, *unit.backward)}
+    tensors = {
+        tensor: unit for name, unit in unit_of.items() for tensor in trace.op[name].writes
+        if all(unit_of.get(reader.name) is unit for reader in trace.readers.get(tensor, ()))
+    }  # fmt: skip
+    inside = _Inside(Scaling(trace, trace.header.batch), unit_of, tensors)
+    return trace.__dict__.setdefault("_inside", inside)
+
+
+def _reduced(trace: Trace, samples: Mapping[Unit, int]) -> Trace:
     """The step whose units run for so many samples each, at least one and not all."""
-    whole = trace.__dict__.get("_scaling")  # kept as a cached property of the frozen trace
-    if not isinstance(whole, Scaling):
-        whole = trace.__dict__.setdefault("_scaling", Scaling(trace, trace.header.batch))
-    scaling = {unit: _Part(whole, unit, n) for unit, n in samples.items()}
-    ops = {name: part.op(trace.op[name]) for part in scaling.values() for name in part.members}
-    tensors = {t.name: t for part in scaling.values() for t in part.tensors if t.name in part.inside}
-    wrong = [f"{unit.name} cannot run for {samples[unit]} samples: {problem}"
-             for unit, part in scaling.items() for problem in part.problems]  # fmt: skip
-    for unit in samples:
-        if trace.writer[unit.output].write_elements:
-            wrong.append(f"{unit.name} runs for a part of the batch already; start from the step with all samples.")
+    inside = _inside(trace)
+    parts = [
+        _Part(inside, unit, n, [trace.op[name] for name in (*unit.forward, *unit.backward)])
+        for unit, n in samples.items()
+    ]
+    wrong = [f"{part.unit.name} cannot run for {part.new} samples: {problem}"
+             for part in parts for problem in part.problems]  # fmt: skip
+    wrong += [f"{part.unit.name} runs for a part of the batch already; start from the step with all samples."
+              for part in parts if part.is_partial]  # fmt: skip
     if wrong:
         raise RewriteError(wrong)
+    ops = {op.name: op for part in parts for op in part.ops}
+    tensors = {tensor.name: tensor for part in parts for tensor in part.tensors}
     reduced = replace(
         trace,
         tensors=tuple(tensors.get(t.name, t) for t in trace.tensors),
         ops=tuple(ops.get(op.name, op) for op in trace.ops),
     )
-    if checked and (found := problems(reduced)):
+    if found := problems(reduced):
         names = ", ".join(unit.name for unit in samples)
         raise RewriteError([f"{names} cannot run for a part of the batch: {sentence}" for sentence in found])
     return reduced
 
 
 class _Part(Scaling):
-    """A change of batch for one unit: only tensors that nothing outside it reads get another size."""
+    """A change of batch for ops of one unit: only tensors that nothing outside it reads get another size."""
 
-    def __init__(self, whole: Scaling, unit: Unit, samples: int) -> None:
-        """``whole`` knows what carries the batch; it is asked once for all units."""
-        trace = self.trace = whole.trace
-        self.old, self.new, self.axes = whole.old, samples, whole.axes
+    def __init__(self, inside: _Inside, unit: Unit, samples: int, ops: Iterable[Op]) -> None:
+        trace = self.trace = inside.whole.trace
+        self.old, self.new, self.axes = inside.whole.old, samples, inside.whole.axes
         self.problems = []
-        self.members = frozenset((*unit.forward, *unit.backward))
-        ops = [trace.op[name] for name in self.members]
-        made = {name for op in ops for name in op.writes}
-        self.inside: Collection[str] = {name for name in made if self._private(trace, name)}
-        touched = {name for op in ops for name in (*op.reads, *op.writes)}
-        self.tensors = tuple(self.tensor(trace.tensor[name]) for name in sorted(touched))
-        self.elements = {t.name: t.elements for t in self.tensors}
+        self.unit = unit
+        ops = tuple(ops)
+        touched = dict.fromkeys(name for op in ops for name in (*op.reads, *op.writes))
+        self.tensors = tuple(self.tensor(trace.tensor[name]) for name in touched if inside.tensors.get(name) is unit)
+        self.elements = {name: inside.whole.elements[name] for name in touched}
+        self.elements.update((tensor.name, tensor.elements) for tensor in self.tensors)
+        self.ops = tuple(map(self.op, ops))
 
-    def _private(self, trace: Trace, name: str) -> bool:
-        return all(reader.name in self.members for reader in trace.readers.get(name, ()))
-
-    def tensor(self, tensor: Tensor) -> Tensor:
-        return super().tensor(tensor) if tensor.name in self.inside else tensor
+    @property
+    def is_partial(self) -> bool:
+        """Does the unit run for some samples of the step only, before the change?"""
+        return bool(self.trace.writer[self.unit.output].write_elements)
 
     def op(self, op: Op) -> Op:
         scaled = super().op(op)

@@ -9,13 +9,14 @@ parameters and optimizer states of the unit pass through the step.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 from types import MappingProxyType
 
 from jouletrace.errors import RewriteError, did_you_mean
 from jouletrace.trace.adjoint import Adjoint, adjoint
-from jouletrace.trace.check import problems, waits_for
+from jouletrace.trace.check import is_final, problems, waits_for
 from jouletrace.trace.graph import successors
 from jouletrace.trace.model import Elementwise, Op, Tensor, Trace
 from jouletrace.trace.prune import prune
@@ -49,7 +50,7 @@ def without_units(trace: Trace, names: Collection[str]) -> Trace:
     (22, 'layer1.0.relu:forward#2.y')
     """
     units = choose(residual_units(trace), names)
-    return _skipped(trace, units)[0] if units else trace
+    return _skipped(trace, _Removal(trace, units)) if units else trace
 
 
 def skips(trace: Trace, *units: Unit, checked: bool = True) -> Skip:
@@ -63,10 +64,14 @@ def skips(trace: Trace, *units: Unit, checked: bool = True) -> Skip:
     >>> dict(skips(step, residual_units(step)[1]).instead)["layer1.1.relu:forward#2.y"]
     'layer1.0.relu:forward#2.y'
     """
-    smaller, instead = _skipped(trace, units, checked)
-    removed = frozenset(op.name for op in trace.ops) - frozenset(op.name for op in smaller.ops)
-    read = {name for op in smaller.ops for name in trace.op[op.name].reads}
-    substituted = {old: new for old, new in instead.items() if old in read}
+    removal = _Removal(trace, units)
+    if checked:
+        _skipped(trace, removal)
+    removed = removal.removed()
+    substituted = {
+        old: removal.resolve(old) for old in removal.instead
+        if any(reader.name not in removed for reader in trace.readers.get(old, ()))
+    }  # fmt: skip
     return Skip(removed, MappingProxyType(substituted))
 
 
@@ -80,20 +85,62 @@ def choose(units: Iterable[Unit], names: Iterable[str]) -> tuple[Unit, ...]:
     return tuple(unit for name, unit in known.items() if name in wanted)
 
 
-def _skipped(trace: Trace, units: Iterable[Unit], checked: bool = True) -> tuple[Trace, Mapping[str, str]]:
-    removal = _Removal(trace, tuple(units))
-    instead = {old: removal.resolve(old) for old in removal.instead}
+def _skipped(trace: Trace, removal: _Removal) -> Trace:
     smaller = prune(removal.apply())
-    if checked and (found := problems(smaller)):
+    if found := problems(smaller):
         raise RewriteError([f"{removal.what}: {sentence}" for sentence in found])
-    return smaller, instead
+    return smaller
+
+
+@dataclass(frozen=True, eq=False)
+class _Index:
+    """What every removal asks of a step: the place of each op, the version that each new one follows, the ops that wait
+    for each op, and ops that no final value depends on."""
+
+    place: Mapping[str, int]
+    before: Mapping[str, str]
+    awaiting: Mapping[str, Sequence[str]]
+    idle: frozenset[str]
+
+
+def _index(trace: Trace) -> _Index:
+    known = trace.__dict__.get("_index")  # kept as a cached property of the frozen trace
+    if isinstance(known, _Index):
+        return known
+    awaiting: dict[str, list[str]] = {}
+    for op in trace.ops:
+        for name in waits_for(op):
+            awaiting.setdefault(name, []).append(op.name)
+    place = {op.name: i for i, op in enumerate(trace.ops)}
+    before = {new: old for old, new in successors(trace).items()}
+    idle = frozenset(place).difference(op.name for op in prune(trace).ops)
+    return trace.__dict__.setdefault("_index", _Index(place, before, awaiting, idle))
+
+
+class _Queue:
+    """Names of ops, each once, the first of the step first, or with ``last`` the last; more may come while it runs."""
+
+    def __init__(self, trace: Trace, index: _Index, *, last: bool = False) -> None:
+        self.trace, self.place, self.sign = trace, index.place, -1 if last else 1
+        self.waiting: list[int] = []
+        self.known = set[str]()
+
+    def add(self, names: Iterable[str]) -> None:
+        for name in names:
+            if name not in self.known:
+                self.known.add(name)
+                heappush(self.waiting, self.sign * self.place[name])
+
+    def __iter__(self) -> Iterator[Op]:
+        while self.waiting:
+            yield self.trace.ops[self.sign * heappop(self.waiting)]
 
 
 class _Removal:
     """Which ops go with some units, and what stands for what."""
 
     def __init__(self, trace: Trace, units: tuple[Unit, ...]) -> None:
-        self.trace = trace
+        self.trace, self.index = trace, _index(trace)
         self.what = f"Without {', '.join(unit.name for unit in units)} {trace.header.name} makes no sense"
         self.adds = {unit.output: trace.op[unit.add] for unit in units}
         self.instead: dict[str, str] = {}
@@ -119,21 +166,34 @@ class _Removal:
 
     def _follow(self, pairs: Adjoint) -> None:
         """Ops that have lost what they work on go too; a sum with one operand left is that operand."""
-        before = {new: old for old, new in successors(self.trace).items()}
         wrong: list[str] = []
-        for op in self.trace.ops:
+        queue = _Queue(self.trace, self.index)
+        queue.add(self.dead)
+        for op in queue:
             if op.name not in self.dead:
                 lost = [name for name in op.reads if self._gone(name)]
                 if lost and not self._goes(pairs, op, lost):
                     wrong.append(f"{self.what}: op {op.name!r} reads {lost[0]!r}, which goes with a unit.")
             if op.name in self.dead:
+                before = self.index.before
                 self.instead |= {new: before[new] for new in op.writes if new in before}
                 if op.name in pairs.copies and len(op.writes) == 1 and not self._gone(op.reads[0]):
                     self.instead[op.writes[0]] = op.reads[0]
+                queue.add(self._consumers(op))
             elif op.gate is not None and op.gate.decision in self.dead:
                 wrong.append(f"{self.what}: op {op.name!r} is gated by {op.gate.decision!r}, which goes with a unit.")
         if wrong:
             raise RewriteError(wrong)
+
+    def _consumers(self, op: Op) -> Iterator[str]:
+        """Who reads what an op writes, or waits for it."""
+        yield from (reader.name for name in op.writes for reader in self.trace.readers.get(name, ()))
+        yield from self.index.awaiting.get(op.name, ())
+
+    def _sources(self, op: Op) -> Iterator[str]:
+        """Who writes what an op reads, or is awaited by it."""
+        yield from (self.trace.writer[name].name for name in op.reads if name in self.trace.writer)
+        yield from waits_for(op)
 
     def _gone(self, name: str) -> bool:
         writer = self.trace.writer.get(self.resolve(name))
@@ -154,8 +214,39 @@ class _Removal:
 
     # -- the step that is left
 
+    def _changed(self) -> Mapping[str, Op]:
+        """The ops that stay and change: what they read or wait for has gone."""
+        names = {name for gone in self.dead for name in self._consumers(self.trace.op[gone])} - self.dead
+        return {name: self._op(self.trace.op[name]) for name in names}
+
+    def removed(self) -> frozenset[str]:
+        """The ops that go: those that are dead, and those that nothing needs without them (as :func:`prune` finds)."""
+        changed, gone = self._changed(), set(self.dead)
+        consumers: dict[str, list[str]] = {}  # those that what has changed has won
+        queue = _Queue(self.trace, self.index, last=True)
+        queue.add(self.index.idle)
+        for name, op in changed.items():
+            for source in self._sources(op):
+                consumers.setdefault(source, []).append(name)
+        for name in (*self.dead, *changed):
+            queue.add(self._sources(self.trace.op[name]))
+
+        def needs(name: str, source: Op) -> bool:
+            op = changed.get(name, self.trace.op[name])
+            return name not in gone and (not set(source.writes).isdisjoint(op.reads) or source.name in waits_for(op))
+
+        for op in queue:
+            needed = any(is_final(self.trace, self.trace.tensor[name]) for name in op.writes) or any(
+                needs(name, op) for name in (*self._consumers(op), *consumers.get(op.name, ()))
+            )
+            if not needed and op.name not in gone:
+                gone.add(op.name)
+                queue.add(self._sources(changed.get(op.name, op)))
+        return frozenset(gone)
+
     def apply(self) -> Trace:
-        ops = tuple(self._op(op) for op in self.trace.ops if op.name not in self.dead)
+        changed = self._changed()
+        ops = tuple(changed.get(op.name, op) for op in self.trace.ops if op.name not in self.dead)
         written = {name for op in self.trace.ops if op.name in self.dead for name in op.writes}
         kept = [t for t in self.trace.tensors if t.name not in written]
         saved = _read_by_backward(ops)
@@ -166,7 +257,7 @@ class _Removal:
         reads = tuple(self.resolve(name) for name in op.reads)
         waits = {name for before in op.after for name in self._alive(before)}
         waits |= {name for read in op.reads for name in self._decisions(read)} if op.phase == "forward" else set()
-        after = op.after if waits == {*op.after} else tuple(o.name for o in self.trace.ops if o.name in waits)
+        after = op.after if waits == {*op.after} else tuple(sorted(waits, key=self.index.place.__getitem__))
         if (reads, after) == (op.reads, op.after):
             return op
         sizes = [self.trace.tensor[name].elements for name in reads]

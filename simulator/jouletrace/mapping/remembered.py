@@ -1,24 +1,40 @@
 """What was worked out for a step on a hardware is kept, and found again for whatever equals them.
 
 A comparison replays few distinct steps many times: every seed of a training has the same ones, and so has every
-combination that ends in the same rewrite. Inputs are frozen values, so nothing that was kept grows stale. The
-environment variable ``JOULETRACE_NO_CACHE=1`` turns it off; the results are the same.
+combination that ends in the same rewrite. A sweep over designs replays one step on hardwares that are alike in most.
+Inputs are frozen values, so nothing that was kept grows stale. The environment variable ``JOULETRACE_NO_CACHE=1`` turns
+it off; the results are the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 from jouletrace.hardware.spec import Hardware
-from jouletrace.mapping.memory import is_off
+from jouletrace.store.settings import is_off
 from jouletrace.trace.model import Trace
 
-__all__ = ["remembered"]
+__all__ = ["Seen", "remembered"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A hardware as a function sees it that looks at nothing but ``what``: equal where that is equal.
+
+    >>> from jouletrace.hardware.load import load_hardware
+    >>> slow, fast = (load_hardware("zedboard-int8", [f"clock={mhz} MHz"]) for mhz in (50, 100))
+    >>> Seen(slow.word_bits, slow) == Seen(fast.word_bits, fast)
+    True
+    """
+
+    what: Hashable
+    hardware: Hardware = field(compare=False)
 
 
 class _Key:
