@@ -7,6 +7,7 @@ many random ones; a failure is printed with its example.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 TORCH_TESTS = sorted((Path(__file__).parent / "capture").glob("test_torch_*.py"))
+
+# No test may read or fill the cache of whoever runs it. Workers of pytest-xdist share that of their run.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    CACHE = tempfile.TemporaryDirectory(prefix="jouletrace-cache-")
+    os.environ["JOULETRACE_CACHE"] = CACHE.name
+    os.environ.pop("JOULETRACE_CACHE_SIZE", None)
 
 settings.register_profile("ci", derandomize=True, deadline=None, database=None,
                           suppress_health_check=[HealthCheck.too_slow])  # fmt: skip

@@ -34,7 +34,7 @@ def test_help_imports_nothing_heavy() -> None:
     imported = {line.rpartition("|")[2].strip() for line in outcome.err.splitlines()}
     assert "jouletrace.cli" in imported
     assert not imported & {"numpy", "scipy", "simpy", "networkx", "pydantic", "yaml", "rich", "torch"}
-    for name in ("run", "diff", "capture", "traces", "hardware", "show", "check"):
+    for name in ("run", "diff", "capture", "traces", "hardware", "show", "check", "cache"):
         assert f"\n    {name} " in outcome.out
 
 

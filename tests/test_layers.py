@@ -15,6 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     {"errors"},
     {"files", "resources", "units", "version"},
+    {"store"},
     {"trace", "hardware"},
     {"mapping"},
     {"strategies", "capture", "engine", "ledger"},

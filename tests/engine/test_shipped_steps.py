@@ -6,6 +6,7 @@ commands, hours. It runs in parts too, as in ``-k "whole and full and zedboard"`
 """
 
 import os
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -47,11 +48,15 @@ WHOLE = (
 MOST_COMMANDS = 100_000_000
 
 
-def of_two(name: str) -> Trace:
-    """The step over two samples, or as it was captured where it has no other batch."""
+hardware = cache(load_hardware)
+
+
+@cache
+def step(name: str, batch: str) -> Trace:
+    """The step as it was captured, or over ``two`` samples where it has other batches."""
     trace = load_trace(name)
     try:
-        return with_batch(trace, 2)
+        return with_batch(trace, 2) if batch == "two" else trace
     except TraceError:
         return trace
 
@@ -81,9 +86,9 @@ def assert_same(program: Program) -> None:
 
 @pytest.mark.parametrize(("trace", "spec"), PARTS)
 def test_parts_of_every_step(trace: str, spec: str) -> None:
-    step = of_two(trace)
+    whole = step(trace, "two")
     try:
-        program = map_step(step, load_hardware(spec), ops=smallest(step))
+        program = map_step(whole, hardware(spec), ops=smallest(whole))
     except MappingError:
         assert (trace, spec) in MISFITS
         return
@@ -94,7 +99,7 @@ def test_parts_of_every_step(trace: str, spec: str) -> None:
 @pytest.mark.parametrize(("trace", "spec", "batch"), WHOLE)
 def test_whole_steps(trace: str, spec: str, batch: str) -> None:
     try:
-        program = map_step(load_trace(trace) if batch == "full" else of_two(trace), load_hardware(spec))
+        program = map_step(step(trace, batch), hardware(spec))
     except MappingError as error:
         pytest.skip(f"does not fit: {error.problems[0]}")
     if len(program) > MOST_COMMANDS:
@@ -104,7 +109,7 @@ def test_whole_steps(trace: str, spec: str, batch: str) -> None:
 
 def test_a_step_is_shorter_than_its_blocks_one_after_the_other() -> None:
     """Blocks overlap where prefetching runs ahead, so the spans of blocks do not add up to the step."""
-    counts = compiled.simulate(map_step(of_two("resnet20-cifar10-b32"), load_hardware("systolic-32x32")))
+    counts = compiled.simulate(map_step(step("resnet20-cifar10-b32", "two"), hardware("systolic-32x32")))
     blocks: dict[str, tuple[int, int]] = {}
     for op in counts.ops:
         name = f"{op.op.phase} {'.'.join(op.op.layer.split('.')[:2])}"

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jouletrace.cli import browse, calibrate, capture, compare, diff, run, validate
+from jouletrace.cli import browse, cache, calibrate, capture, compare, diff, run, validate
 from jouletrace.errors import JouletraceError
 from jouletrace.version import __version__
 
@@ -53,6 +53,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"jouletrace {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (run, compare, validate, calibrate, diff, capture, browse):
+    for module in (run, compare, validate, calibrate, diff, capture, browse, cache):
         module.add(commands)
     return parser
