@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jouletrace.engine.counts import Counts, Intervals, collect, spans
+from jouletrace.engine.counts import Counts, Intervals, spans
 from jouletrace.engine.events import simulate
 from jouletrace.mapping.program import OpInfo, Port, Program, ProgramBuilder
 from jouletrace.report.timeline import write_timeline
@@ -241,7 +241,7 @@ def test_a_million_commands_need_no_gigabytes() -> None:
     program = builder.build()
     end = np.cumsum(np.tile([1, 2], 500_000))
     intervals = Intervals(end - np.tile([1, 2], 500_000), end)
-    counts = collect(program, *spans(program, intervals), "by hand", 0, lambda: intervals)
+    counts = Counts(program, *spans(program, intervals), "by hand", 0, lambda: intervals)
     file = Discard()
     tracemalloc.start()
     write_timeline(file, program, counts, energy_pj=[1, 2], max_slices=100_000)

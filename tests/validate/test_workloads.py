@@ -54,6 +54,17 @@ def test_strided_and_grouped_layers_by_the_size_of_their_output() -> None:
     assert (op.nest.IY, op.nest.G, op.nest.C, op.macs) == (227, 2, 2, 55 * 55 * 11 * 11 * 96 * 2)
 
 
+def test_copies_are_made_once_between_the_products_of_a_list() -> None:
+    listed = made(layers=[LENET[0], {"kind": "copy", "name": "reorder", "elements": 10}, LENET[1]], batch=4)
+    assert [op.name for op in listed.ops] == [
+        "conv1:forward", "reorder:forward", "conv2:forward", "conv2:backward_data", "conv2:backward_weight",
+        "conv1:backward_weight",
+    ]  # fmt: skip
+    counts = simulate(map_step(listed, load_hardware("eftrain-zcu102"), ops=(listed.op["reorder:forward"],)))
+    moved = {action: n for (component, action, _), n in counts.ops[0].counts.items() if component == "dram"}
+    assert (moved["read"], moved["write"]) == (4 * 10 * 4, 4 * 10 * 4)
+
+
 def test_inference_precision_and_densities() -> None:
     trace = made(
         trace="lenet10-cifar10-b128", batch=2, inference=True, precision="int16",

@@ -9,17 +9,18 @@ from rich.padding import Padding
 from rich.text import Text
 
 from jouletrace.report.terminal import heading, print_page, table
+from jouletrace.validate.fits import Term
 from jouletrace.validate.measurements import Row
 from jouletrace.validate.outcome import Outcome, Summary, Validation
 
 __all__ = [
-    "MEASURED", "error_text", "number", "overrides", "print_validation", "quantity_text", "summary_text",
+    "MEASURED", "error_text", "fit_lines", "number", "overrides", "print_validation", "quantity_text", "summary_text",
     "tolerance_text", "validation_page", "verdict_line",
 ]  # fmt: skip
 
 # Digits of what was measured: all that the file has.
 MEASURED = 10
-_STYLES = {"ok": "green", "miss": "bold red", "shown": "dim"}
+_STYLES = {"ok": "green", "miss": "bold red", "shown": "dim", "fitted": "dim"}
 
 
 def print_validation(validation: Validation) -> None:
@@ -43,6 +44,8 @@ def validation_page(validation: Validation) -> Iterator[RenderableType]:
         yield Padding(made, (0, 0, 0, 2))
         for line in overrides(outcomes):
             yield Text(f"  set: {line}", style="dim")
+        for line in fit_lines(validation, system):
+            yield Text(f"  fitted: {line}")
         reasons: dict[str, list[str]] = {}
         for row in (outcome.entry.row for outcome in outcomes if not outcome.entry.row.gates):
             reasons.setdefault(row.shown or "recalled, not read in the source", []).append(row.id)
@@ -63,8 +66,12 @@ def validation_page(validation: Validation) -> Iterator[RenderableType]:
 def verdict_line(validation: Validation) -> str:
     """What everything comes to, in one line."""
     gating = sum(outcome.entry.row.gates for outcome in validation.outcomes)
+    fitted = sum(outcome.verdict == "fitted" for outcome in validation.outcomes)
     parts = [f"{gating - len(validation.misses)} of {gating} gating rows are within their tolerance",
-             f"{len(validation.outcomes) - gating} are shown", f"{validation.replays} replays and counts"]  # fmt: skip
+             f"{len(validation.outcomes) - gating - fitted} are shown"]  # fmt: skip
+    if fitted:
+        parts.append(f"{fitted} were fitted")
+    parts.append(f"{validation.replays} replays and counts")
     if validation.problems:
         n = len(validation.problems)
         parts.append(f"{n} problem{'s' * (n > 1)} with the input")
@@ -119,7 +126,7 @@ def tolerance_text(row: Row) -> str:
 
 def summary_text(summary: Summary) -> tuple[str, ...]:
     """Cells of a summary: system, group, quantity, kind, rows, mean, worst, rank."""
-    rows = f"{summary.rows} {'gating' if summary.gating else 'shown'}"
+    rows = f"{summary.rows} {'gating' if summary.gating else 'fitted' if summary.fitted else 'shown'}"
     rows += f", {summary.misses} missed" if summary.misses else ""
     rank = "" if summary.rank is None else f"{summary.rank:.2f}"
     errors = (_size(error, summary.in_points) for error in (summary.mean, summary.worst))
@@ -142,6 +149,22 @@ def overrides(outcomes: tuple[Outcome, ...]) -> list[str]:
     every = len({outcome.entry.row.id for outcome in outcomes})
     return [f"{line} for {'all rows' if len(set(ids)) == every else ', '.join(dict.fromkeys(ids))}"
             for line, ids in found.items()]  # fmt: skip
+
+
+def fit_lines(validation: Validation, system: str) -> list[str]:
+    """Every fit of a system: its coefficients with their intervals, its rows, and why these."""
+    return [
+        f"{fitted.name}: {'; '.join(map(_term_text, fitted.terms))}; on {', '.join(fitted.rows)} ({fitted.rule})"
+        for fitted in validation.fits if fitted.system == system
+    ]  # fmt: skip
+
+
+def _term_text(term: Term) -> str:
+    if term.low is None or term.high is None:
+        interval = "no interval: no row to spare"
+    else:
+        interval = f"95 % interval {term.low:.4g} to {term.high:.4g}"
+    return f"{term.name} {term.value:.4g} {term.unit} ({interval})"
 
 
 def _setting_text(setting: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from jouletrace.report.validation import (
     MEASURED,
     error_text,
+    fit_lines,
     number,
     overrides,
     quantity_text,
@@ -31,7 +32,7 @@ _ROWS = ("row", "quantity", "measured", "simulated", "error", "tolerance", "verd
 _SUMMARY = ("system", "errors of", "quantity", "obtained by", "rows", "mean", "worst", "rank")
 _NUMBERS = {"measured", "simulated", "error", "mean", "worst", "rank"}
 # Colours that differ for colour-blind readers too (Okabe and Ito).
-_COLOURS = {"ok": "#009e73", "miss": "#d55e00", "shown": "#999999"}
+_COLOURS = {"ok": "#009e73", "miss": "#d55e00", "shown": "#999999", "fitted": "#999999"}
 
 
 def export_json(file: TextIO, validation: Validation) -> None:
@@ -48,10 +49,19 @@ def _document(validation: Validation) -> dict[str, Any]:
         "exit_code": validation.exit_code,
         "problems": list(validation.problems),
         "rows": [_row(outcome) for outcome in validation.outcomes],
+        "fits": [
+            {"system": fitted.system, "name": fitted.name, "rows": list(fitted.rows), "rule": fitted.rule,
+             "condition": fitted.condition,
+             "coefficients": [
+                 {"name": term.name, "value": term.value, "low": term.low, "high": term.high, "unit": term.unit}
+                 for term in fitted.terms
+             ]}
+            for fitted in validation.fits
+        ],
         "summaries": [
             {"system": s.system, "group": s.group, "quantity": s.quantity, "kind": s.kind, "gating": s.gating,
-             "in_points": s.in_points, "rows": s.rows, "misses": s.misses, "mean": s.mean, "worst": s.worst,
-             "rank": s.rank}
+             "fitted": s.fitted, "in_points": s.in_points, "rows": s.rows, "misses": s.misses, "mean": s.mean,
+             "worst": s.worst, "rank": s.rank}
             for s in validation.summaries
         ],
     }  # fmt: skip
@@ -69,6 +79,7 @@ def _row(outcome: Outcome) -> dict[str, Any]:
         "build": row.build, "workload": row.workload, "layer": list(row.layer), "phase": list(row.phase),
         "ops": list(row.ops), "strategy": row.strategy, "iterations": row.iterations, "scope": row.scope,
         "components": list(row.components),
+        "fit": list(row.fit),
         "overrides": [
             {"hardware": case.hardware, "path": o.path, "value": o.value, "where": o.where}
             for case in outcome.cases for o in case.settings
@@ -87,8 +98,9 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def _remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
+def _remarks(validation: Validation, system: str) -> Iterator[str]:
     """What a reader of a system's table should know."""
+    outcomes = validation.of(system)
     file = outcomes[0].entry.file
     yield f"Boundary: {file.boundary}"
     kinds: dict[str, list[str]] = {}
@@ -96,8 +108,10 @@ def _remarks(outcomes: Sequence[Outcome]) -> Iterator[str]:
         kinds.setdefault(outcome.entry.row.kind, []).append(outcome.entry.row.id)
     for kind, ids in kinds.items():
         yield f"Obtained by: {kind}" + ("" if len(kinds) == 1 else f" ({_listed(ids)})")
-    for line in overrides(tuple(outcomes)):
+    for line in overrides(outcomes):
         yield f"Set from the citation: {line}"
+    for line in fit_lines(validation, system):
+        yield f"Fitted: {line}"
     notes: dict[str, list[str]] = {}
     for outcome in outcomes:
         row = outcome.entry.row
@@ -122,7 +136,9 @@ def _markdown(validation: Validation, image: str | None) -> Iterator[str]:
     yield (
         "This page is written by `jouletrace validate --markdown`. Rows, citations and tolerances stand in "
         "[validation/](../validation/README.md), and no model reads them. A row that misses its tolerance "
-        "fails the command; numbers that are only recalled, and rows that say why, are shown and fail nothing."
+        "fails the command; numbers that are only recalled, and rows that say why, are shown and fail nothing. "
+        "Rows that coefficients were fitted to are named as such and judge nothing: "
+        "their errors are what the fit leaves."
     )
     yield ""
     yield f"{verdict_line(validation)}."
@@ -142,7 +158,7 @@ def _markdown(validation: Validation, image: str | None) -> Iterator[str]:
         yield ""
         yield _plain(outcomes[0].entry.file.citation)
         yield ""
-        yield from (f"* {_plain(remark)}" for remark in _remarks(outcomes))
+        yield from (f"* {_plain(remark)}" for remark in _remarks(validation, system))
         yield ""
         yield from _markdown_table(_ROWS, map(_cells, outcomes))
 
@@ -193,7 +209,7 @@ def _html(validation: Validation) -> Iterator[str]:
     for system in validation.systems:
         outcomes = validation.of(system)
         yield f"<h2>{escape(system)}</h2>\n<p>{escape(outcomes[0].entry.file.citation)}</p>"
-        yield f"<ul>{''.join(f'<li>{escape(remark)}</li>' for remark in _remarks(outcomes))}</ul>"
+        yield f"<ul>{''.join(f'<li>{escape(remark)}</li>' for remark in _remarks(validation, system))}</ul>"
         yield from _html_table(_ROWS, map(_cells, outcomes))
     yield "</html>"
 

@@ -34,8 +34,9 @@ def picture(validation: Validation) -> Iterator[str]:
 
     Units differ, so each row is divided by the power of ten that puts its measured value between 1 and 10; ratios,
     which are all that errors are about, stay. Bounds have no error, and what is compared in points has no relative
-    one: both are left out, and the caption counts them. On the logarithmic axes an error is a distance from the
-    diagonal, the same wherever a row stands. Filled: rows that gate; hollow: rows that are only shown; ringed: misses.
+    one: both are left out, as are rows that were fitted, and the caption counts them. On the logarithmic axes an error
+    is a distance from the diagonal, the same wherever a row stands. Filled: rows that gate; hollow: rows that are only
+    shown; ringed: misses.
     """
     drawn = [outcome for outcome in validation.outcomes if _has_place(outcome)]
     points = [(outcome, *_scaled(outcome)) for outcome in drawn]
@@ -78,8 +79,10 @@ def picture(validation: Validation) -> Iterator[str]:
     for outcome, x, y in sorted(points, key=lambda point: not point[0].entry.row.gates):
         yield _point(outcome, across(x), down(y))
     yield from _legend(drawn, right + 24)
-    out = len(validation.outcomes) - len(drawn)
-    below = (f"{_rows(len(drawn))}. Left out (bounds; changes and savings in points of a percentage): {_rows(out)}.",
+    fitted = sum(outcome.verdict == "fitted" for outcome in validation.outcomes)
+    out = len(validation.outcomes) - len(drawn) - fitted
+    below = (f"{_rows(len(drawn))}. Left out (bounds; changes and savings in points of a percentage): {_rows(out)}."
+             + (f" Fitted: {_rows(fitted)}." if fitted else ""),
              "Measured is what was published; some of it was published as an equation or a simulation.")  # fmt: skip
     for i, line in enumerate(below):
         yield _text(14, f"{bottom + 62 + 18 * i:.1f}", line, size=12)
@@ -89,6 +92,8 @@ def picture(validation: Validation) -> Iterator[str]:
 def _has_place(outcome: Outcome) -> bool:
     """Whether a row is compared by a relative error, and of two values that have logarithms."""
     row = outcome.entry.row
+    if outcome.verdict == "fitted":
+        return False
     return row.bound is None and not outcome.in_points and row.value > 0 and outcome.simulated > 0
 
 

@@ -29,7 +29,7 @@ from jouletrace.validate.quantities import Simulated, unit_factor
 from jouletrace.validate.simulate import Case, Progress, cases_of, simulate_all
 from jouletrace.validate.workloads import below
 
-__all__ = ["PARTS", "Calibration", "Coefficient", "Reading", "calibrate", "parts_of"]
+__all__ = ["PARTS", "Calibration", "Coefficient", "Reading", "calibrate", "part_of", "parts_of"]
 
 # A part of the machine, and the components that belong to it: by their name, or by what stands before a dot.
 PARTS: Mapping[str, tuple[str, ...]] = MappingProxyType({
@@ -126,9 +126,9 @@ def calibrate(
 ) -> Calibration:
     """Fits coefficients to the energy and power rows of a measurement file or folder.
 
-    Rows count if their build is of this hardware. Relative rows, bounds and other quantities are left out. Rows that
-    ``only`` does not name by a part of their id, and recalled ones, are judged and not fitted. Raises
-    :class:`UsageError` for bad rows, and where the rows do not fix the coefficients.
+    Rows count if their build is of this hardware. Relative rows, bounds, other quantities, and rows that name a fit of
+    their own file are left out. Rows that ``only`` does not name by a part of their id, and recalled ones, are judged
+    and not fitted. Raises :class:`UsageError` for bad rows, and where the rows do not fix the coefficients.
     """
     groups = parts_of(coefficients)
     loaded = load(place)
@@ -205,7 +205,7 @@ def _readings_of(entries: Iterable[Entry], hardware: Hardware) -> list[Entry]:
     found: list[Entry] = []
     for entry in entries:
         row, build = entry.row, entry.build
-        if row.quantity not in ("energy", "power") or build is None or row.relation or row.bound:
+        if row.quantity not in ("energy", "power") or build is None or row.relation or row.bound or row.fit:
             continue
         key = entry.folder, build.hardware
         if key not in digests:
@@ -252,7 +252,7 @@ def _columns(
         raise UsageError(f"{entry.place}: {row.id}: nothing is executed here, so that it has no {row.quantity}")
     energies: dict[str, int] = {}
     for part in simulated.chosen(row.scope, row.components):
-        name = _part(part.component)
+        name = part_of(part.component)
         energies[name] = energies.get(name, 0) + part.energy_aj
     shares = [sum(energies.get(part, 0) for part in group) for group in groups]
     fixed = sum(energies.values()) - sum(shares)
@@ -262,7 +262,12 @@ def _columns(
     )  # fmt: skip
 
 
-def _part(component: str) -> str:
+def part_of(component: str) -> str:
+    """The part that a component belongs to.
+
+    >>> part_of("buffer.input"), part_of("array")
+    ('buffers', 'array')
+    """
     return next(part for part, names in PARTS.items() if component.partition(".")[0] in names)
 
 

@@ -18,11 +18,13 @@ from jouletrace.hardware.yaml_text import Document, Path, as_list, as_mapping, o
 from jouletrace.resources import folder
 from jouletrace.validate.measurements import Build, Measurements, Reference, Row, Workload
 
-__all__ = ["Entry", "Loaded", "load", "read"]
+__all__ = ["Entry", "Loaded", "load"]
 
 M = TypeVar("M", bound=BaseModel)
 
 MAX_ROWS = 10_000
+# Keys that make a mapping a measurement file. Hardware files share the others with it.
+_OWN = {*Measurements.model_fields, "defaults"} - {"schema_version", "citation"}
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,10 @@ class Loaded:
 
 
 def load(place: FilePath | None = None) -> Loaded:
-    """All files of a folder (by default the shipped one), or one file.
+    """All measurement files of a folder (by default the shipped one), or one file.
 
-    Raises :class:`UsageError` if there is none.
+    Specs and energy tables may lie in the folder too: a file with none of the keys that only measurement files have is
+    left to the builds that name it. Raises :class:`UsageError` if there is no measurement file.
     """
     where = folder("validation") if place is None else place
     files = sorted(where.glob("*.yaml")) if where.is_dir() else [where]
@@ -62,20 +65,33 @@ def load(place: FilePath | None = None) -> Loaded:
         raise UsageError(f"{str(where)!r} is neither a file nor a folder with .yaml files of measurements")
     entries: list[Entry] = []
     problems: list[str] = []
+    others = 0
     for file in files:
         try:
-            loaded = read(file)
+            document = read_file(file)
+            if _other(document):
+                others += 1
+                continue
+            loaded = _rows(document, file.parent)
         except SpecError as error:
             problems += error.problems
             continue
         entries += loaded.entries
         problems += loaded.problems
+    if others == len(files):
+        raise UsageError(f"{str(where)!r} holds no measurements; a file of measurements has system, citation, "
+                         "boundary, workloads and rows, as validation/README.md says")  # fmt: skip
     return Loaded(tuple(entries), tuple(problems))
 
 
-def read(path: FilePath) -> Loaded:
-    """One file. Raises :class:`SpecError` where nothing of it can be used: bad YAML, or a bad head."""
-    document = read_file(path)
+def _other(document: Document) -> bool:
+    """Whether a file is not meant to be one of measurements."""
+    data = as_mapping(document.data)
+    return data is not None and not _OWN & data.keys()
+
+
+def _rows(document: Document, beside: FilePath) -> Loaded:
+    """One file. Raises :class:`SpecError` where nothing of it can be used: a bad head."""
     data = as_mapping(document.data)
     if data is None:
         raise SpecError(f"{document.name}: is no mapping; a measurement file has system, citation, workloads and rows")
@@ -106,7 +122,7 @@ def read(path: FilePath) -> Loaded:
         seen.add(row.id)
         problems += [f"{place}: {row.id}: {problem}" for problem in found]
         if not found:
-            entries.append(Entry(file, path.parent, row, place))
+            entries.append(Entry(file, beside, row, place))
     return Loaded(tuple(entries), tuple(map(one_line, problems)))
 
 

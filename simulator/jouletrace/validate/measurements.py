@@ -15,8 +15,8 @@ from jouletrace.ledger.breakdown import Scope
 from jouletrace.trace.model import Phase
 
 __all__ = [
-    "Build", "Certainty", "Conv", "Density", "FullyConnected", "Kind", "Measurements", "Override", "Reference", "Row",
-    "Workload",
+    "Build", "Certainty", "Conv", "Copy", "Density", "FullyConnected", "Kind", "Measurements", "Override",
+    "Reference", "Row", "RowFit", "Workload",
 ]  # fmt: skip
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -122,7 +122,15 @@ class FullyConnected(_Part):
     in_features: Count
 
 
-Layer = Annotated[Conv | FullyConnected, Field(discriminator="kind")]
+class Copy(_Part):
+    """Data of a layer list that are put into another order, once, in the forward pass: ``elements`` of each sample."""
+
+    kind: Literal["copy"]
+    name: Name
+    elements: Count
+
+
+Layer = Annotated[Conv | FullyConnected | Copy, Field(discriminator="kind")]
 
 
 class Density(_Part):
@@ -173,6 +181,19 @@ class Reference(_Part):
     set: Annotated[tuple[Override, ...], Field(strict=False)] | None = None
 
 
+class RowFit(_Part):
+    """Coefficients that are fitted to some rows, before other rows that name the fit are judged with them.
+
+    Each is a factor on the prices of some parts (``static``, ``array+buffers``, as in ``jouletrace calibrate``), or
+    ``constant``, a power beside them; or, alone, ``time``, a factor on all times. ``rule`` says how the rows were
+    chosen.
+    """
+
+    coefficients: Annotated[tuple[Name, ...], BeforeValidator(_several), Field(strict=False, min_length=1)]
+    rows: Annotated[tuple[Key, ...], BeforeValidator(_several), Field(strict=False, min_length=1)]
+    rule: Text
+
+
 class Row(_Part):
     """One published number, and what has to be simulated to compare with it.
 
@@ -180,7 +201,8 @@ class Row(_Part):
     ``iterations`` a whole training (of which a part can be counted, and not replayed). ``per`` divides by samples or
     MACs. With ``against`` the number is a saving (1 - a/b), a change (a/b - 1) or a ratio (a/b), as ``relation`` says.
     ``scope`` and ``components`` (``array``, or one action as in ``array:mac_int16``) say what an energy or power
-    includes. A number with a ``bound`` is a limit that the publication states.
+    includes. A number with a ``bound`` is a limit that the publication states. ``fit`` names the fits of the file at
+    whose coefficients the row is simulated.
 
     A row gates if its certainty is not ``recalled`` and it is not ``shown`` for a reason of its own.
     """
@@ -201,6 +223,7 @@ class Row(_Part):
     per: Literal["sample", "mac", "effective_mac"] | None = None
     against: Reference | None = None
     relation: Literal["saving", "change", "ratio"] | None = None
+    fit: Annotated[tuple[Key, ...], BeforeValidator(_several), Field(strict=False)] = ()
     scope: Scope = "board"
     components: Annotated[tuple[Name, ...], BeforeValidator(_several), Field(strict=False)] = ()
     bound: Literal["above", "below"] | None = None
@@ -215,6 +238,8 @@ class Row(_Part):
     def _makes_sense(self) -> Row:
         if (self.against is None) != (self.relation is None):
             raise ValueError("needs against and relation together, or neither")
+        if self.fit and self.relation is not None:
+            raise ValueError("is relative, and fits are of times, energies and powers; leave out fit or against")
         if self.relation is None and self.value <= 0:
             raise ValueError(f"has a value that is not above zero ({self.value:g}); only savings and changes may be")
         if self.relation is not None and not self.value:
@@ -249,4 +274,5 @@ class Measurements(_Part):
     boundary: Text
     builds: dict[Key, Build] = Field(default_factory=dict)
     workloads: Annotated[dict[Key, Workload], Field(min_length=1)]
+    fits: dict[Key, RowFit] = Field(default_factory=dict)
     rows: Annotated[tuple[Row, ...], Field(strict=False)] = ()

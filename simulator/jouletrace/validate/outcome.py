@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from math import isnan
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, TypeVar, cast
 
 from jouletrace.errors import JouletraceError, UsageError, did_you_mean
+from jouletrace.validate.fits import Fitted, Key, at_fit, fit_rows, fitted_rows, is_fitted
 from jouletrace.validate.load import Entry, Loaded, load
 from jouletrace.validate.quantities import Group, Simulated, quantity
 from jouletrace.validate.simulate import Case, Progress, cases_of, simulate_all, simulated_value
@@ -17,7 +19,7 @@ from jouletrace.validate.simulate import Case, Progress, cases_of, simulate_all,
 __all__ = ["Outcome", "Summary", "Validation", "validate"]
 
 T = TypeVar("T")
-Verdict = Literal["ok", "miss", "shown"]
+Verdict = Literal["ok", "miss", "shown", "fitted"]
 # Ranks of fewer points say nothing.
 _RANKED = 3
 
@@ -63,6 +65,8 @@ class Outcome:
 
     @property
     def verdict(self) -> Verdict:
+        if is_fitted(self.entry):
+            return "fitted"
         if not self.entry.row.gates:
             return "shown"
         return "ok" if self.within else "miss"
@@ -70,7 +74,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """Rows of one system, quantity and kind that gate, or that are only shown.
+    """Rows of one system, quantity and kind, at the coefficients of the same fits, that gate, that are only shown, or
+    that were fitted.
 
     ``mean`` and ``worst`` are errors without their sign, relative or ``in_points`` of a percentage; bounds are left
     out. ``rank`` is Spearman's correlation of measured with simulated values, None where fewer than three differ.
@@ -81,6 +86,7 @@ class Summary:
     quantity: str
     kind: str
     gating: bool
+    fitted: bool
     in_points: bool
     rows: int
     misses: int
@@ -91,11 +97,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class Validation:
-    """All rows that could be compared, in order of files and lines, and sentences about those that could not."""
+    """All rows that could be compared, in order of files and lines, and sentences about those that could not.
+
+    ``fits`` are those that the rows name.
+    """
 
     outcomes: tuple[Outcome, ...]
     problems: tuple[str, ...]
     replays: int
+    fits: tuple[Fitted, ...] = ()
 
     @property
     def misses(self) -> tuple[Outcome, ...]:
@@ -115,13 +125,14 @@ class Validation:
 
     @property
     def summaries(self) -> tuple[Summary, ...]:
-        """By system, quantity and how they were obtained; gating rows apart from shown ones."""
-        grouped: dict[tuple[str, str, str, bool, bool], list[Outcome]] = {}
+        """By system, quantity and how they were obtained; gating rows apart from shown and from fitted ones."""
+        grouped: dict[tuple[str, str, str, bool, bool, bool], list[Outcome]] = {}
         for outcome in self.outcomes:
             row = outcome.entry.row
             name = f"{row.quantity} {row.relation}" if row.relation is not None else row.quantity
             name += f" per {row.per}" if row.per is not None else ""
-            key = outcome.entry.file.system, name, row.kind, row.gates, outcome.in_points
+            name += f", fit {', '.join(row.fit)}" if row.fit else ""
+            key = outcome.entry.file.system, name, row.kind, row.gates, outcome.verdict == "fitted", outcome.in_points
             grouped.setdefault(key, []).append(outcome)
         return tuple(_summary(*key, outcomes) for key, outcomes in grouped.items())
 
@@ -148,7 +159,7 @@ def validate(
                          f"{''.join(did_you_mean(text, names) for text in only)}")  # fmt: skip
     files = {entry.place.rpartition(":")[0] for entry in entries}
     problems = tuple(p for p in loaded.problems if not only or any(p.startswith(f"{file}:") for file in files))
-    return _compared(Loaded(entries, problems), jobs, progress)
+    return _compared(Loaded(entries, problems), fitted_rows(entries, loaded.entries), jobs, progress)
 
 
 def _named(entry: Entry, text: str) -> bool:
@@ -156,25 +167,38 @@ def _named(entry: Entry, text: str) -> bool:
     return text in file or text.lower() in f"{entry.file.system}/{entry.row.id}".lower()
 
 
-def _compared(loaded: Loaded, jobs: int, progress: Progress | None) -> Validation:
+def _compared(loaded: Loaded, fitted: Sequence[Entry], jobs: int, progress: Progress | None) -> Validation:
+    """``fitted`` are rows that fits rest on; those that are not among the loaded ones are simulated for them alone."""
     problems = list(loaded.problems)
     wanted: list[tuple[Entry, tuple[Case, ...]]] = []
-    for entry in loaded.entries:
+    everything = list({(entry.place, entry.row.id): entry for entry in (*loaded.entries, *fitted)}.values())
+    for entry in everything:
         tried = _tried(lambda e=entry: cases_of(e), entry, problems)
         if tried is not None:
             wanted.append((entry, tried))
     found = simulate_all([case for _, cases in wanted for case in cases], jobs=jobs, progress=progress)
-    outcomes: list[Outcome] = []
+    replayed: dict[tuple[str, str], list[Simulated]] = {}
     for entry, cases in wanted:
         simulations = [found[case.key] for case in cases]
         failed = [sentence for each in simulations if isinstance(each, tuple) for sentence in each]
         problems += [f"{entry.place}: {entry.row.id}: {sentence}" for sentence in dict.fromkeys(failed)]
         if not failed:
-            good = [each for each in simulations if isinstance(each, Simulated)]
-            value = _tried(lambda e=entry, g=good: simulated_value(e, g), entry, problems)
+            replayed[entry.place, entry.row.id] = [each for each in simulations if isinstance(each, Simulated)]
+    fits = fit_rows(everything, lambda e: next(iter(replayed.get((e.place, e.row.id), ())), None), problems)
+    outcomes: list[Outcome] = []
+    chosen = {(entry.place, entry.row.id) for entry in loaded.entries}
+    for entry, cases in wanted:
+        good = replayed.get((entry.place, entry.row.id))
+        if good is not None and (entry.place, entry.row.id) in chosen:
+            value = _tried(lambda e=entry, g=good: _value(e, g, fits), entry, problems)
             if value is not None:
                 outcomes.append(Outcome(entry, float(value), cases))
-    return Validation(tuple(outcomes), tuple(dict.fromkeys(problems)), len(found))
+    return Validation(tuple(outcomes), tuple(dict.fromkeys(problems)), len(found), tuple(fits.values()))
+
+
+def _value(entry: Entry, simulated: Sequence[Simulated], fits: Mapping[Key, Fitted]) -> Fraction:
+    """At the coefficients of the row's fits, which go with rows of one case."""
+    return simulated_value(entry, [at_fit(entry, each, fits) for each in simulated] if entry.row.fit else simulated)
 
 
 def _tried(function: Callable[[], T], entry: Entry, problems: list[str]) -> T | None:
@@ -186,12 +210,12 @@ def _tried(function: Callable[[], T], entry: Entry, problems: list[str]) -> T | 
 
 
 def _summary(
-    system: str, name: str, kind: str, gating: bool, in_points: bool, outcomes: Sequence[Outcome]
+    system: str, name: str, kind: str, gating: bool, fitted: bool, in_points: bool, outcomes: Sequence[Outcome]
 ) -> Summary:
     exact = [outcome for outcome in outcomes if outcome.entry.row.bound is None]
     errors = [abs(o.simulated - o.entry.row.value if in_points else o.error) for o in exact]
     return Summary(
-        system, outcomes[0].group, name, kind, gating, in_points,
+        system, outcomes[0].group, name, kind, gating, fitted, in_points,
         len(outcomes), sum(o.verdict == "miss" for o in outcomes),
         fmean(errors) if errors else None, max(errors, default=None),
         _rank([o.entry.row.value for o in exact], [o.simulated for o in exact]),

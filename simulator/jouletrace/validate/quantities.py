@@ -40,15 +40,15 @@ class Part:
 class Simulated:
     """What one replay (or, without parts, one count) gives; samples are those of all nominal iterations.
 
-    ``array_cycles`` are those in which the array works, None of whole trainings. ``normalised_to`` is what energies are
-    multiples of (1 pJ each), None where they are joules.
+    ``clock_hz`` is a fraction where a pace was fitted. ``array_cycles`` are those in which the array works, None of
+    whole trainings. ``normalised_to`` is what energies are multiples of (1 pJ each), None where they are joules.
     """
 
     samples: int
     macs: int
     bit_operations: int
     cycles: int = 0
-    clock_hz: int = 1
+    clock_hz: int | Fraction = 1
     parts: tuple[Part, ...] = ()
     array_cycles: int | None = None
     normalised_to: str | None = None

@@ -13,8 +13,9 @@ from jouletrace.trace.activities import forward_only
 from jouletrace.trace.batch import with_batch
 from jouletrace.trace.io import SUFFIXES, load_trace, read_trace
 from jouletrace.trace.model import Conv as ConvNest
+from jouletrace.trace.model import Copy as CopyNest
 from jouletrace.trace.model import Gemm, Header, Op, Phase, Tensor, Trace
-from jouletrace.validate.measurements import Conv, Density, FullyConnected, Workload
+from jouletrace.validate.measurements import Conv, Copy, Density, FullyConnected, Layer, Workload
 
 __all__ = ["below", "selected", "step"]
 
@@ -118,21 +119,29 @@ def _with_densities(trace: Trace, densities: tuple[Density, ...]) -> Trace:
 # -- layer lists
 
 
-def _listed(layers: tuple[Conv | FullyConnected, ...], batch: int, *, training: bool) -> Trace:
+def _listed(layers: tuple[Layer, ...], batch: int, *, training: bool) -> Trace:
     """Layers one after the other, each with tensors of its own, forward and then backward; the first computes no
-    gradient of its input.
+    gradient of its input. Copies are made once.
     """
     tensors: dict[str, Tensor] = {}
     ops: list[Op] = []
     phases = _PRODUCTS if training else _PRODUCTS[:1]
     for phase in phases:
         for i, layer in list(enumerate(layers))[:: 1 if phase == "forward" else -1]:
-            if phase == "backward_data" and i == 0:
+            if (phase == "backward_data" and i == 0) or (phase != "forward" and isinstance(layer, Copy)):
                 continue
-            op, touched = _product(layer, phase, batch, "input" if i == 0 else "activation")
+            role = "input" if i == 0 else "activation"
+            op, touched = _copy(layer, batch) if isinstance(layer, Copy) else _product(layer, phase, batch, role)
             tensors |= touched
             ops.append(op)
     return Trace(Header(f"layers-b{batch}", batch), tuple(tensors.values()), tuple(ops))
+
+
+def _copy(layer: Copy, batch: int) -> tuple[Op, dict[str, Tensor]]:
+    names = (f"{layer.name}.x", f"{layer.name}.y")
+    tensors = {name: Tensor(name, (batch, layer.elements), 32, "fp", "activation") for name in names}
+    nest = CopyNest("transpose", batch * layer.elements)
+    return Op(f"{layer.name}:forward", "forward", layer.name, nest, names[:1], names[1:]), tensors
 
 
 def _product(layer: Conv | FullyConnected, phase: Phase, batch: int, role: str) -> tuple[Op, dict[str, Tensor]]:
