@@ -117,7 +117,7 @@ def growth() -> list[Row]:
     for name, batch in (("resnet20-cifar10-b32", 32), ("resnet20-cifar10-b32", 64), ("resnet20-cifar10-b32", 128),
                         ("resnet38-cifar10-b128", 128), ("resnet74-cifar10-b128", 128)):  # fmt: skip
         trace = with_batch(load_trace(name), batch)
-        kept = Mapped(hardware)
+        kept = Mapped()
         mapped: list[object] = []
         keep = kept.keep
         with (

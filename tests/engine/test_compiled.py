@@ -122,9 +122,9 @@ def executed(tiles: int) -> int:
 
     plan = compiled._planned(program)  # pyright: ignore[reportPrivateUsage]
     now = recurrence.clocks(program.pools, plan.ring_size, len(program.engines), len(program.ops))
-    commands = plan.commands._replace(longest=Watched(plan.commands.longest.tolist()))  # type: ignore[arg-type]
+    commands = plan.arrays.least._replace(longest=Watched(plan.arrays.least.longest.tolist()))  # type: ignore[arg-type]
     op_start, nothing = np.full(1, 1 << 62), np.zeros(0, dtype=np.int64)
-    recurrence.execute(0, 1, plan.turns, commands, plan.runs, now, op_start, nothing, 0)
+    recurrence.execute(0, 1, plan.turns, commands, plan.arrays.runs, now, op_start, nothing, 0)
     return times
 
 

@@ -44,7 +44,7 @@ def family(
     program = builder.build()
     parts, places = program.bodies, instead or [()] * len(after)
     slots = tuple(Slot((part,), a, i) for part, a, i in zip(parts, after, places, strict=True))
-    return Family(slots, program.engines, program.pools, program.ops, serial)
+    return Family(slots, program.engines, program.pools, program.ops, serial, program.port)
 
 
 def cycles(family: Family, *rows: list[int]) -> list[int]:
@@ -226,7 +226,7 @@ def test_shipped_hardware(name: str) -> None:
     slots = tuple(Slot((part,), a, a) for part, a in zip(program.bodies, after, strict=True))
     array = hardware.array
     serial = isinstance(array, ChannelParallel) and array.schedule.prefetch_stops_at != "never"
-    one = Family(slots, program.engines, program.pools, program.ops, serial)
+    one = Family(slots, program.engines, program.pools, program.ops, serial, program.port)
     blocks = [op.layer.split(".")[1] for op in program.ops]
     rows = [
         [ABSENT if block in absent else 0 for block in blocks] for absent in ((), ("1",), ("2",), ("1", "2"), ("2",))

@@ -114,7 +114,7 @@ def build(trace: Trace, machine: Hardware) -> Program:
     memory = Memory(machine, builder)
     op = trace.ops[0]
     with builder.op(OpInfo(op.name, op.layer, op.phase, op.kind, op.macs)):
-        builder.set_tiles(map_systolic(op, trace, machine, memory))
+        builder.recorded(map_systolic(op, trace, machine, memory))
     return builder.build(memory.port())
 
 

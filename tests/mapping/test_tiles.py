@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jouletrace.errors import MappingError
@@ -16,7 +17,8 @@ from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping import tiles
 from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.memory import SWITCH
-from jouletrace.mapping.tile_costs import Costs, costs, scores
+from jouletrace.mapping.tile_costs import costs
+from jouletrace.mapping.tile_scores import Costs, scores
 from jouletrace.mapping.tiles import Tile, choose, footprint_bytes, part_sizes
 from jouletrace.trace.model import Conv, Gemm, Trace
 
@@ -137,6 +139,32 @@ def test_the_search_finds_what_the_plain_one_finds(
         assert score(problem, hardware, [expected]) == plain_score(problem, hardware, expected)[0]
 
 
+PLAIN: dict[str, str] = {"swap": "free_running", "edge_tiles": "trimmed", "tile_channels": "free"}
+PARTS: dict[str, Any] = {"schedule": PLAIN, "layout": "tiles", "stream": (32, 400, "transfer"), "kib": 6}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"schedule": PLAIN | {"swap": "synchronous"}}, {"schedule": PLAIN | {"edge_tiles": "full"}},
+        {"schedule": PLAIN | {"tile_channels": "unroll"}}, {"layout": "channels_first"},
+        {"stream": (32, 40_000, "transfer")}, {"stream": (48, 400, "transfer")}, {"kib": 12},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_search_on_one_design_tells_nothing_of_another(zedboard: Hardware, change: dict[str, Any]) -> None:
+    """The same loops on both: each design gets its own tile, also when it is asked for again."""
+    trace = conv_trace(square_conv(20, 14, 13, 3, batch=2))
+    designs = (designed(zedboard, **(PARTS | given)) for given in ({}, change))
+    hardwares = [with_dram(design, 517, 10**8) for design in designs]
+    problem, other = (loops(trace.ops[0], trace, hardware) for hardware in hardwares)
+    assert problem == other
+    expected = [plain_choice(problem, hardware, list(candidates(problem, hardware))) for hardware in hardwares]
+    assert expected[0] != expected[1]
+    for _ in range(2):
+        assert [choose(trace.ops[0], problem, hardware) for hardware in hardwares] == expected
+
+
 def test_kept_candidates_are_bounded(zedboard: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
     """The least recently used go, the last stay however many they are; tiles are the same."""
     kept = tiles._Kept()  # pyright: ignore[reportPrivateUsage]
@@ -151,9 +179,13 @@ def test_kept_candidates_are_bounded(zedboard: Hardware, monkeypatch: pytest.Mon
         assert kept.candidates <= 300 or len(kept) == 1
 
 
-figures = st.lists(st.tuples(*[st.integers(0, n) for n in (60, 9, 200, 60)]), min_size=1, max_size=30)
+figures = st.integers(2, 60).flatmap(lambda most: st.lists(
+    st.tuples(*[st.integers(0, n) for n in (most, 9, 200, most)]), min_size=1, max_size=8
+))  # fmt: skip
 
 
+@settings(max_examples=1000)
+@example(figures=[(5, 0, 31, 0), (5, 0, 0, 3)], free_running=True, port=(1, 1))  # collides by one cycle, with the port
 @given(figures=figures, free_running=st.booleans(), port=st.tuples(st.integers(0, 40), st.integers(1, 20)))
 def test_whatever_the_port_takes_the_best_is_among_the_contenders(
     zedboard: Hardware, figures: list[tuple[int, int, int, int]], free_running: bool, port: tuple[int, int]

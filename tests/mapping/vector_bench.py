@@ -83,7 +83,7 @@ def run(trace: Trace, hardware: Hardware, fusion: FusionPlan = NO_FUSION) -> Ben
         after = {place[trace.writer[t].name] for t in op.reads if t in trace.writer}
         after |= {place[name] for name in op.after}
         with builder.op(OpInfo(op.name, op.layer, op.phase, op.kind, op.macs), after) as place[op.name]:
-            builder.set_tiles(map_vector(op, trace, hardware, memory, fusion))
+            builder.recorded(map_vector(op, trace, hardware, memory, fusion))
     program = builder.build(memory.port())
     return Bench(program, simulate(program))
 

@@ -17,7 +17,7 @@ from jouletrace.mapping.memory import SWITCH
 from jouletrace.mapping.program import Program
 from jouletrace.mapping.step import map_step
 from jouletrace.replay import step as single
-from jouletrace.replay.many import weighs_prices
+from jouletrace.mapping.designs import weighs_prices
 from jouletrace.testing import hardware_specs
 from jouletrace.testing.steps import Step
 from jouletrace.trace.model import Trace

@@ -21,10 +21,11 @@ from jouletrace.trace.batch import with_batch
 from jouletrace.trace.check import is_final, problems
 from jouletrace.trace.io import load_trace
 from jouletrace.trace.micro_batch import micro_batched
-from jouletrace.trace.model import Elementwise, Gate, Op, Sync, Tensor, Trace
+from jouletrace.trace.model import Elementwise, Gate, Op, Rng, Sync, Tensor, Trace
 from jouletrace.trace.prune import prune
 from jouletrace.trace.units import (
     Unit,
+    excerpt,
     gated,
     residual_units,
     residuals,
@@ -270,6 +271,73 @@ def test_skips_of_single_units_compose(case: tuple[Trace, tuple[Unit, ...]]) -> 
         assert old == new
 
 
+@settings(max_examples=40)
+@given(steps_with_units(), st.booleans(), st.data())
+def test_skips_are_told_without_the_smaller_step(
+    case: tuple[Trace, tuple[Unit, ...]], cut: bool, data: st.DataObject
+) -> None:
+    """With decisions, micro-batches, and an op for which nobody has a use."""
+    trace = with_batch(case[0], 4)
+    idle = Op("idle", "forward", "", Sync("barrier"), (), (), (trace.ops[0].name,))
+    trace = decided(replace(trace, ops=(*trace.ops, idle)), residual_units(trace))
+    if cut:
+        trace = micro_batched(trace, 2)
+    found = residual_units(trace)
+    drawn = data.draw(st.sets(st.sampled_from(range(len(found))), min_size=1))
+    units = [found[i] for i in sorted(drawn)]
+    try:
+        smaller = without_units(trace, [unit.name for unit in units])
+    except RewriteError as error:
+        with pytest.raises(RewriteError) as again:
+            skips(trace, *units)
+        assert again.value.problems == error.problems
+        return
+    skip = skips(trace, *units)
+    assert skip.removed == set(trace.op) - set(smaller.op)
+    assert skip.removed == skips(trace, *units, checked=False).removed
+    before = {name for op in smaller.ops for name in trace.op[op.name].reads}
+    assert skip.instead.keys() <= before
+    for op in smaller.ops:
+        assert op.reads == tuple(skip.instead.get(name, name) for name in trace.op[op.name].reads)
+
+
+def two_blocks() -> Trace:
+    step, x = images()
+    return classified(step, blocks.basic(step, "layer1.1", blocks.basic(step, "layer1.0", x, 2), 2))
+
+
+def changed(trace: Trace, name: str, **changes: tuple[str, ...]) -> Trace:
+    return replace(trace, ops=tuple(replace(op, **changes) if op.name == name else op for op in trace.ops))
+
+
+def test_what_several_units_need_goes_with_the_last() -> None:
+    """    draw -> scale -> a mask that both units read"""
+    trace = two_blocks()
+    noise, mask = (Tensor(name, (4, 2, 4, 4), 8, "int", "mask") for name in ("noise", "mask"))
+    draw = Op("draw", "forward", "", Rng(128), (), ("noise",))
+    scale = Op("scale", "forward", "", Elementwise("scale", 128), ("noise",), ("mask",))
+    trace = replace(trace, tensors=(*trace.tensors, noise, mask), ops=(draw, scale, *trace.ops))
+    for name in ("layer1.0.relu:forward", "layer1.1.relu:forward"):
+        trace = changed(trace, name, reads=(*trace.op[name].reads, "mask"))
+    first, second = residual_units(trace)
+    apart = skips(trace, first).removed | skips(trace, second).removed
+    assert skips(trace, first, second).removed - apart == {"draw", "scale"}
+    assert {"draw", "scale"} <= set(without_units(trace, [first.name]).op)
+    assert set(without_units(trace, [first.name, second.name]).op) == set(trace.op) - apart - {"draw", "scale"}
+
+
+def test_who_waits_for_a_skipped_op_waits_for_what_it_waited_for() -> None:
+    """    probe <- conv1 of the unit [<- fc]"""
+    trace = two_blocks()
+    probe = Op("probe", "forward", "", Sync("barrier"), (), ())
+    trace = changed(replace(trace, ops=(probe, *trace.ops)), "layer1.0.conv1.conv:forward", after=("probe",))
+    waiting = changed(trace, "fc.gemm:forward", after=("layer1.0.conv1.conv:forward",))
+    unit = residual_units(waiting)[0]
+    assert without_units(waiting, [unit.name]).op["fc.gemm:forward"].after == ("probe",)
+    assert "probe" not in skips(waiting, unit).removed
+    assert "probe" in skips(trace, residual_units(trace)[0]).removed
+
+
 def test_parameters_that_others_use_too() -> None:
     """Conv a stands in the unit and behind it: its update stays, with one gradient instead of a sum of two."""
     step, x = images()
@@ -415,6 +483,20 @@ def test_samples_and_skips_in_any_order(case: tuple[Trace, tuple[Unit, ...]], da
         assert step == together
 
 
+@given(steps_with_units(), st.data())
+def test_an_excerpt_is_a_part_of_the_step(case: tuple[Trace, tuple[Unit, ...]], data: st.DataObject) -> None:
+    trace, units = case
+    trace = with_batch(trace, 6)
+    samples = {unit.name: data.draw(st.integers(1, 6)) for unit in units}
+    whole = with_samples(trace, samples)
+    names = [op.name for op in trace.ops if data.draw(st.booleans())]
+    some = excerpt(trace, samples, names)
+    assert some.ops == tuple(replace(whole.op[name], after=tuple(n for n in whole.op[name].after if n in names))
+                             for name in names)  # fmt: skip
+    assert {t.name for t in some.tensors} == {name for op in some.ops for name in (*op.reads, *op.writes)}
+    assert all(whole.tensor[tensor.name] == tensor for tensor in some.tensors)
+
+
 @given(steps_with_units())
 def test_all_and_none(case: tuple[Trace, tuple[Unit, ...]]) -> None:
     trace, units = case
@@ -446,6 +528,19 @@ def test_samples_that_are_refused() -> None:
         with_samples(trace, {"layer1.0": 5})
     with pytest.raises(RewriteError, match="runs for a part of the batch already"):
         with_samples(with_samples(trace, {"layer1.0": 2}), {"layer1.0": 1})
+
+
+def test_excerpts_that_are_refused() -> None:
+    """As the whole step is; to skip a unit changes which ops there are."""
+    step, x = images()
+    trace = classified(step, blocks.basic(step, "layer1.0", x, 2))
+    first = ["layer1.0.conv1.conv:forward"]
+    with pytest.raises(RewriteError, match=r"^0 samples of 'layer1\.0' are not possible; the batch of net-b4 has 4\.$"):
+        excerpt(trace, {"layer1.0": 0}, first)
+    with pytest.raises(RewriteError, match=r"'layer1' is no residual unit of this step; did you mean 'layer1\.0'"):
+        excerpt(trace, {"layer1": 1}, first)
+    with pytest.raises(RewriteError, match="runs for a part of the batch already"):
+        excerpt(with_samples(trace, {"layer1.0": 2}), {"layer1.0": 1}, first)
 
 
 # -- gates

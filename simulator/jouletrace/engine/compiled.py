@@ -7,17 +7,20 @@ engine returns: every start, every end, every count. Starts and ends are found w
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import monotonic
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from jouletrace.engine import events
 from jouletrace.engine.check import check
-from jouletrace.engine.counts import Counts, Intervals, collect
-from jouletrace.engine.recurrence import Turns, clocks, execute, joined, kernel, reorder, rings, rows, survey
+from jouletrace.engine.counts import Counts, Intervals
+from jouletrace.engine.recurrence import Turns, clocks, execute, kernel, reorder, rings, survey
 from jouletrace.errors import LimitExceeded, UsageError
-from jouletrace.mapping.op_program import Commands, Integers, OpProgram, Runs
+from jouletrace.mapping.arrays import Arrays, rows
+from jouletrace.mapping.op_program import Integers, OpProgram, Runs
 from jouletrace.mapping.program import Program
 
 __all__ = ["simulate"]
@@ -66,6 +69,7 @@ def simulate(
     if max_events is not None and total > max_events:
         raise LimitExceeded(f"the step has {total} commands, more than the limit of {max_events}; raise max_events")
     plan = _planned(program)
+    commands = program.timed if plan.order is None else plan.arrays.least
     now = clocks(program.pools, plan.ring_size, len(program.engines), len(program.ops))
     op_start = np.full(len(program.ops), NEVER, dtype=np.int64)
     nothing = np.zeros(0, dtype=np.int64)
@@ -80,23 +84,27 @@ def simulate(
         if progress is not None:
             progress(done, total)
         last = min(int(np.searchsorted(behind, done + BATCH)) + 1, len(behind))
-        kernel(execute)(first, last, plan.turns, plan.commands, plan.runs, now, op_start, nothing, 0)
+        kernel(execute)(first, last, plan.turns, commands, plan.arrays.runs, now, op_start, nothing, 0)
         first, done = last, int(behind[last - 1])
     if progress is not None:
         progress(total, total)
     op_start[op_start == NEVER] = 0
-    return collect(program, op_start, now.op_end, "compiled", total, lambda: _intervals(program, plan))
+    return Counts(program, op_start, now.op_end, "compiled", total, lambda: _intervals(program, plan))
 
 
 class _Plan(NamedTuple):
-    """What is executed in which order. ``order`` are the positions of the commands, or None for program order."""
+    """What is executed in which order, before any byte has moved. ``order`` are the positions of the commands, or None
+    for program order."""
 
     turns: Turns
-    commands: Commands
-    runs: Runs
+    arrays: Arrays
     ring_size: Integers
     lengths: list[int]
     order: Integers | None
+
+
+# Plans by what they follow from, which all rates of the port share.
+_PLANS: WeakKeyDictionary[Arrays, _Plan] = WeakKeyDictionary()
 
 
 def _planned(program: Program) -> _Plan:
@@ -104,21 +112,25 @@ def _planned(program: Program) -> _Plan:
 
     A hand-written program may issue a take before the give that feeds it, as long as the two are on different engines.
     """
-    commands, runs = joined([(body, place) for body, place, _ in program.distinct])
-    ops = np.arange(len(program.ops), dtype=np.int64)
-    turns = Turns(ops, np.array(program.which, dtype=np.int64), *rows(program.after))
+    arrays = program.arrays
+    known = _PLANS.get(arrays)
+    if known is not None:
+        return known
+    turns = Turns(
+        np.arange(len(program.ops), dtype=np.int64), np.array(program.which, dtype=np.int64), *rows(program.after)
+    )
     credits = np.array([pool.credits for pool in program.pools], dtype=np.int64)
     ring_size = np.maximum(credits, 1)
     awaits_itself = any(after and after[-1] >= op for op, after in enumerate(program.after))
-    if awaits_itself or kernel(survey)(turns, commands, runs, credits.copy(), ring_size) >= 0:
+    if awaits_itself or kernel(survey)(turns, arrays.least, arrays.runs, credits.copy(), ring_size) >= 0:
         return _reordered(program)
-    ring_size = rings(program, ring_size)
-    return _Plan(turns, commands, runs, ring_size, [len(body) for body in program.bodies], None)
+    plan = _Plan(turns, arrays, rings(program, ring_size), [len(body) for body in program.bodies], None)
+    return _PLANS.setdefault(arrays, plan)
 
 
 def _reordered(program: Program) -> _Plan:
     """Commands in an order in which every one can start after those before it. Raises Deadlock if there is none."""
-    of = OpProgram(program.engines, program.pools, program.commands, ()).arrays
+    of = OpProgram(program.engines, program.pools, program.commands, ()).arrays  # they have their cycles
     op = np.array([command.op for command in program.commands], dtype=np.int64)
     sequence = program.sequence.astype(np.int64)
     held = np.zeros(len(program.engines) + 1, dtype=np.int64)
@@ -144,8 +156,9 @@ def _reordered(program: Program) -> _Plan:
     turns = Turns(ops, np.arange(n), *rows([program.after[int(o)] for o in ops]))
     ring_size = np.maximum(credits, 1)
     kernel(survey)(turns, of, runs, credits.copy(), ring_size)
-    ring_size = rings(program, ring_size)
-    return _Plan(turns, of, runs, ring_size, np.diff(runs.chunk_at).tolist(), order)
+    lengths: list[int] = np.diff(runs.chunk_at).tolist()
+    arrays = replace(program.arrays, least=of, runs=runs, moves=())
+    return _Plan(turns, arrays, rings(program, ring_size), lengths, order)
 
 
 def _intervals(program: Program, plan: _Plan) -> Intervals:
@@ -154,7 +167,8 @@ def _intervals(program: Program, plan: _Plan) -> Intervals:
     placed = np.zeros(len(program), dtype=np.int64)
     op_start = np.zeros(len(program.ops), dtype=np.int64)
     if len(placed):
-        kernel(execute)(0, len(plan.lengths), plan.turns, plan.commands, plan.runs, now, op_start, placed, 0)
+        commands = plan.arrays.timed(program.port.bytes_per_cycle)
+        kernel(execute)(0, len(plan.lengths), plan.turns, commands, plan.arrays.runs, now, op_start, placed, 0)
     start = placed
     if plan.order is not None:
         start = np.zeros(len(placed), dtype=np.int64)

@@ -18,13 +18,14 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from jouletrace.engine.check import check
+from jouletrace.engine.check import check, serial_cycles
 from jouletrace.engine.family import ABSENT, Family
-from jouletrace.engine.recurrence import Turns, clocks, execute, joined, kernel, rows, survey
+from jouletrace.engine.recurrence import Turns, clocks, execute, kernel, survey
 from jouletrace.engine.seams import NEVER, Use, settle, structure
 from jouletrace.errors import MappingError, UsageError
+from jouletrace.mapping.arrays import joined, rows
 from jouletrace.mapping.op_program import Integers, OpProgram
-from jouletrace.mapping.program import OpInfo, Place, Program
+from jouletrace.mapping.program import OpInfo, Program
 
 __all__ = ["Choices", "Columns", "Composed", "compose"]
 
@@ -145,8 +146,8 @@ class _Part:
         self.terms = np.array(
             [*place.engines, *(t for p in place.pools for t in range(first_term[p], first_term[p + 1]))], dtype=np.int64
         )
-        own = Place(tuple(range(len(body.engines))), tuple(range(len(body.pools))))
-        self.commands, self.runs = joined([(body, own)])
+        arrays = joined([body], [tuple(range(len(body.engines)))], [tuple(range(len(body.pools)))])
+        self.commands, self.runs = arrays.timed(family.port.bytes_per_cycle), arrays.runs
         credits = np.array([pool.credits for pool in body.pools], dtype=np.int64)
         level, ring_size = credits.copy(), np.maximum(credits, 1)
         stuck = kernel(survey)(_ALONE, self.commands, self.runs, level, ring_size)
@@ -211,9 +212,11 @@ def _parts(family: Family) -> list[list[_Part]]:
     # Together: one driver takes from a pool, whatever the op, and one gives.
     ops = tuple(OpInfo("op", "", "forward", "", 0) for _ in bodies)
     places = tuple(map(family.place, bodies))
-    check(Program("family", family.engines, family.pools, ops, bodies, places, ((),) * len(bodies)))
+    together = Program("family", family.engines, family.pools, ops, bodies, places, ((),) * len(bodies), family.port)
+    check(together)
     # The sum of all variants bounds every cycle of a step; a quarter of 64 bits leaves room for NEVER.
-    if 4 * sum(body.serial_cycles for slot in family.slots for body in slot.variants) >= 2**63:
+    serial = dict(zip(bodies, serial_cycles(together), strict=True))
+    if 4 * sum(serial[body] for slot in family.slots for body in slot.variants) >= 2**63:
         raise MappingError("the ops take more cycles than 64 bits can count; split the step")
     first_term = _first_terms(family)
     made = {body: _Part(body, family, first_term) for body in bodies}

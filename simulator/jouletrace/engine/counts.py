@@ -11,7 +11,7 @@ import numpy as np
 from jouletrace.mapping.op_program import Action, Integers
 from jouletrace.mapping.program import OpInfo, Program
 
-__all__ = ["Counts", "Intervals", "OpCounts", "collect", "spans"]
+__all__ = ["Counts", "Intervals", "OpCounts", "spans"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,27 +65,82 @@ class Intervals:
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """A finished step. ``engine_busy`` is cycles per engine name; ``find_intervals`` finds the ``intervals``."""
+    """A finished step. ``op_start`` and ``op_end`` are the cycles of every op, int64[ops].
 
-    cycles: int
-    ops: tuple[OpCounts, ...]
-    engine_busy: Mapping[str, int]
+    Sums are exact: distinct commands times their repeats, in Python integers. Ops that execute the same share them.
+    ``find_intervals`` finds the ``intervals``.
+    """
+
+    program: Program
+    op_start: Integers
+    op_end: Integers
     engine: str
-    port_model: str
     events: int
     find_intervals: Callable[[], Intervals]
+
+    @property
+    def cycles(self) -> int:
+        """The end of the last op."""
+        return int(self.op_end.max(initial=0))
+
+    @property
+    def port_model(self) -> str:
+        return self.program.port.arbitration
 
     @cached_property
     def intervals(self) -> Intervals:
         """When every command starts and ends."""
         return self.find_intervals()
 
+    @property
+    def frontier_cycles(self) -> Integers:
+        """For every op the cycles by which its end lies beyond those before it."""
+        return np.diff(np.maximum.accumulate(self.op_end), prepend=0)
+
+    @property
+    def ops(self) -> tuple[OpCounts, ...]:
+        """Every op."""
+        return self._ops
+
+    @cached_property
+    def _ops(self) -> tuple[OpCounts, ...]:
+        program = self.program
+        busy = [_by_kind(program, each) for each in self._held_cycles]
+        cycles: Integers = np.stack([self.op_start, self.op_end, self.frontier_cycles], axis=1)
+        return tuple(
+            OpCounts(op, start, end, beyond, busy[which], body.start_cycles, body.counts)
+            for op, body, which, (start, end, beyond) in zip(
+                program.ops, program.bodies, program.which, cycles.tolist(), strict=True
+            )
+        )
+
+    @cached_property
+    def _held_cycles(self) -> list[dict[int, int]]:
+        return _held_cycles(self.program)
+
+    @cached_property
+    def engine_busy(self) -> Mapping[str, int]:
+        """Cycles per engine name."""
+        pairs = list(zip(self._held_cycles, self.program.distinct, strict=True))
+        return {
+            engine.name: sum(each.get(i, 0) * placed.times for each, placed in pairs)
+            for i, engine in enumerate(self.program.engines)
+        }
+
+    @property
+    def shared(self) -> list[tuple[Mapping[Action, int], int, int]]:
+        """What ops did, in order of the first op that did it: accesses, the ops, and the first of them."""
+        first: dict[int, int] = {}
+        for op, which in enumerate(self.program.which):
+            first.setdefault(which, op)
+        return [(placed.body.counts, placed.times, first[i]) for i, placed in enumerate(self.program.distinct)]
+
     def total(self) -> dict[Action, int]:
         """All counts of all ops, summed."""
         total: dict[Action, int] = {}
-        for op in self.ops:
-            for action, n in op.counts.items():
-                total[action] = total.get(action, 0) + n
+        for body, _, times in self.program.distinct:
+            for action, n in body.counts.items():
+                total[action] = total.get(action, 0) + n * times
         return dict(sorted(total.items()))
 
 
@@ -101,32 +156,25 @@ def spans(program: Program, intervals: Intervals) -> tuple[Integers, Integers]:
     return start, end
 
 
-def collect(
-    program: Program, op_start: Integers, op_end: Integers, engine: str, events: int,
-    find_intervals: Callable[[], Intervals],
-) -> Counts:  # fmt: skip
-    """Sums a program's counts; shared by all engines. ``op_start`` and ``op_end`` are the cycles of every op.
+def _held_cycles(program: Program) -> list[dict[int, int]]:
+    """For each distinct op program the engines that it uses, and for how long."""
+    arrays, timed = program.arrays, program.timed
+    command = np.repeat(np.arange(len(timed.longest)), np.diff(timed.hold_at))
+    which = np.repeat(np.arange(len(arrays.first) - 1), np.diff(arrays.first))[command]
+    used = arrays.repeats[command] > 0
+    place = which * len(program.engines) + timed.hold_engine
+    held = np.zeros(len(program.distinct) * len(program.engines), dtype=np.int64)
+    np.add.at(held, place, timed.hold_cycles * arrays.repeats[command])
+    found: list[dict[int, int]] = [{} for _ in program.distinct]
+    for at in np.unique(place[used]).tolist():
+        found[at // len(program.engines)][at % len(program.engines)] = int(held[at])
+    return found
 
-    Sums are exact: distinct commands times their repeats, in Python integers. Ops that execute the same share them.
-    """
-    reached = np.maximum.accumulate(op_end) if len(op_end) else op_end
-    frontier = np.diff(reached, prepend=0)
-    ops = tuple(
-        OpCounts(op, start, end, beyond, body.busy, body.start_cycles, body.counts)
-        for op, body, start, end, beyond in zip(
-            program.ops, program.bodies, op_start.tolist(), op_end.tolist(), frontier.tolist(), strict=True
-        )
-    )
-    busy = [0] * len(program.engines)
-    for body, place, times in program.distinct:
-        for held, cycles in zip(place.engines, body.held_cycles, strict=True):
-            busy[held] += times * cycles
-    return Counts(
-        int(reached[-1]) if len(reached) else 0,
-        ops,
-        {e.name: b for e, b in zip(program.engines, busy, strict=True)},
-        engine,
-        program.port.arbitration,
-        events,
-        find_intervals,
-    )
+
+def _by_kind(program: Program, held: Mapping[int, int]) -> Mapping[str, int]:
+    """Per kind of engine the largest busy time of one engine of that kind."""
+    by_kind: dict[str, int] = {}
+    for engine, cycles in held.items():
+        kind = program.engines[engine].kind
+        by_kind[kind] = max(by_kind.get(kind, 0), cycles)
+    return dict(sorted(by_kind.items()))

@@ -20,7 +20,7 @@ from simpy import Environment, Event
 from simpy.core import EmptySchedule
 
 from jouletrace.engine.check import check
-from jouletrace.engine.counts import Counts, Intervals, collect, spans
+from jouletrace.engine.counts import Counts, Intervals, spans
 from jouletrace.engine.credits import Alarm, Credits
 from jouletrace.engine.deadlock import explain
 from jouletrace.engine.ports import RoundRobin, Turnstile
@@ -94,7 +94,7 @@ def simulate(
     if progress is not None:
         progress(total, total)
     intervals = run.intervals()
-    return collect(program, *spans(program, intervals), "events", events, lambda: intervals)
+    return Counts(program, *spans(program, intervals), "events", events, lambda: intervals)
 
 
 class Clock(Environment):

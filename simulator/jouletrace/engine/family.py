@@ -12,13 +12,14 @@ from functools import cached_property
 
 from jouletrace.errors import UsageError
 from jouletrace.mapping.op_program import Engine, OpProgram, Pool
-from jouletrace.mapping.program import OpInfo, Place, Program
+from jouletrace.mapping.program import OpInfo, Place, Port, Program
 
 __all__ = ["ABSENT", "Family", "Slot", "concatenate"]
 
 # The choice of an iteration that leaves a slot out.
 ABSENT = -1
 _NOTHING = OpProgram((), (), (), ())
+NO_PORT = Port()
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +39,14 @@ class Slot:
 @dataclass(frozen=True, eq=False)
 class Family:
     """A step with choices, whose ops use these engines and pools, by name. ``serial``: every op also awaits the one
-    before it that is present."""
+    before it that is present. ``port`` is that of the program."""
 
     slots: tuple[Slot, ...]
     engines: tuple[Engine, ...]
     pools: tuple[Pool, ...]
     ops: tuple[OpInfo, ...]
     serial: bool = False
+    port: Port = NO_PORT
 
     @cached_property
     def after(self) -> tuple[tuple[int, ...], ...]:
@@ -93,4 +95,5 @@ def concatenate(family: Family, row: Sequence[int]) -> Program:
         bodies.append(body)
         afters.append(tuple(sorted(after)))
     places = tuple(map(family.place, bodies))
-    return Program("family", family.engines, family.pools, family.ops, tuple(bodies), places, tuple(afters))
+    parts = family.engines, family.pools, family.ops, tuple(bodies), places, tuple(afters), family.port
+    return Program("family", *parts)

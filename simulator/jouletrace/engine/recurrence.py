@@ -25,10 +25,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from jouletrace.mapping.op_program import Commands, Integers, OpProgram, Pool, Runs
-from jouletrace.mapping.program import Place, Program
+from jouletrace.mapping.op_program import Commands, Integers, Pool, Runs
+from jouletrace.mapping.program import Program
 
-__all__ = ["Clocks", "Turns", "clocks", "execute", "joined", "kernel", "reorder", "rings", "rows", "survey"]
+__all__ = ["Clocks", "Turns", "clocks", "execute", "kernel", "reorder", "rings", "survey"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,50 +59,6 @@ class Clocks(NamedTuple):
     ring_credits: Integers
     head: Integers
     filled: Integers
-
-
-def rows(lists: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:
-    """Lists of different lengths as one: list i stands from ``at[i]`` to ``at[i + 1]``."""
-    at = np.zeros(len(lists) + 1, dtype=np.int64)
-    np.cumsum([len(some) for some in lists], out=at[1:])
-    return at, np.array([n for some in lists for n in some], dtype=np.int64)
-
-
-def joined(placed: Sequence[tuple[OpProgram, Place]]) -> tuple[Commands, Runs]:
-    """The arrays of several op programs in their places as one."""
-    engines = [np.array(place.engines, dtype=np.int64) for _, place in placed]
-    pools = [np.array(place.pools, dtype=np.int64) for _, place in placed]
-    commands = [body.arrays for body, _ in placed]
-    runs = [body.run_arrays for body, _ in placed]
-
-    def index(at: list[Integers], ends: list[Integers]) -> Integers:
-        """Where rows begin, counted from the first body."""
-        firsts = np.cumsum([0, *map(len, ends)])
-        return np.concatenate([*(a[:-1] + first for a, first in zip(at, firsts[:-1], strict=True)), firsts[-1:]])
-
-    def flat(arrays: list[Integers]) -> Integers:
-        return np.concatenate([np.zeros(0, dtype=np.int64), *arrays])
-
-    def named(numbers: list[Integers], arrays: list[Integers]) -> Integers:
-        return flat([number[array] for number, array in zip(numbers, arrays, strict=True)])
-
-    counts = np.cumsum([0, *(len(c.longest) for c in commands)])
-    chunk_at = index([r.chunk_at for r in runs], [r.sequence for r in runs])
-    return Commands(
-        flat([c.longest for c in commands]),
-        index([c.hold_at for c in commands], [c.hold_engine for c in commands]),
-        named(engines, [c.hold_engine for c in commands]), flat([c.hold_cycles for c in commands]),
-        index([c.take_at for c in commands], [c.take_pool for c in commands]),
-        named(pools, [c.take_pool for c in commands]), flat([c.take_credits for c in commands]),
-        index([c.give_at for c in commands], [c.give_pool for c in commands]),
-        named(pools, [c.give_pool for c in commands]), flat([c.give_credits for c in commands]),
-    ), Runs(
-        np.cumsum([0, *(len(r.times) for r in runs)]),
-        chunk_at, flat([r.times for r in runs]),
-        index([r.engine_at for r in runs], [r.engine for r in runs]), named(engines, [r.engine for r in runs]),
-        index([r.pool_at for r in runs], [r.pool for r in runs]), named(pools, [r.pool for r in runs]),
-        flat([r.sequence + first for r, first in zip(runs, counts[:-1], strict=True)]),
-    )  # fmt: skip
 
 
 def rings(program: Program, ring_size: Integers) -> Integers:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from fractions import Fraction
-from typing import cast
+
+import numpy as np
 
 from jouletrace.errors import EnergyError
 from jouletrace.hardware.dram import Band
@@ -76,14 +76,12 @@ def _energy(size: int, below: SramPoint, low_aj: int, above: SramPoint, high_aj:
         return min(first, last)  # a price of nothing has no logarithm
     if below is above:
         return Fraction(float(first) * math.sqrt(size / below.size_bytes))
-    # Imported here: it costs a third of a second, and only buffers between two points need it.
-    from scipy.interpolate import make_interp_spline  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
+    return _between(size, (below.size_bytes, above.size_bytes), (first, last))
 
-    sizes, energies = (below.size_bytes, above.size_bytes), (float(first), float(last))
-    line = cast(
-        Callable[[float], float], make_interp_spline(list(map(math.log, sizes)), list(map(math.log, energies)), k=1)
-    )
-    return Fraction(math.exp(float(line(math.log(size)))))
+
+def _between(size: int, sizes: tuple[int, int], energies: tuple[Fraction, Fraction]) -> Fraction:
+    logarithms = [math.log(float(energy)) for energy in energies]
+    return Fraction(math.exp(float(np.interp(math.log(size), list(map(math.log, sizes)), logarithms))))
 
 
 def _at_width(energy_aj: int, have_bits: int, want_bits: int) -> Fraction:

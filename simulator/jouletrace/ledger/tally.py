@@ -9,7 +9,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
 
 from jouletrace.mapping.program import Action, OpInfo
 
@@ -39,6 +42,16 @@ class CountedStep(Protocol):
     def cycles(self) -> int: ...
     @property
     def ops(self) -> Sequence[CountedOp]: ...
+
+
+@runtime_checkable
+class SharedStep(Protocol):
+    """A counted step that also knows which of its ops did the same: accesses, how many ops, and the first of them."""
+
+    @property
+    def frontier_cycles(self) -> NDArray[np.int64]: ...
+    @property
+    def shared(self) -> Sequence[tuple[Mapping[Action, int], int, int]]: ...
 
 
 class OpKey(NamedTuple):
@@ -75,28 +88,58 @@ class OpTally(NamedTuple):
 class Tally:
     """The ops of a step in program order, and its cycles.
 
+    What was counted by an engine becomes a tally op by op only when somebody looks at one.
+
     >>> op = OpTally(OpKey("conv:forward", "conv", "forward", "conv"), ((("array", "mac_int8", ""), 10),), cycles=2)
     >>> list(Tally((op, op), cycles=4).times(3).total.values())
     [60, 12, 12, 12]
     """
 
-    ops: tuple[OpTally, ...]
+    given: tuple[OpTally, ...] | CountedStep
     cycles: int
 
     @staticmethod
     def of(counts: CountedStep) -> Tally:
         """What was counted; what never happened is left out."""
-        distinct = {id(each): each for each in [op.counts for op in counts.ops]}
+        return Tally(counts, counts.cycles)
+
+    def __reduce__(self) -> tuple[type[Tally], tuple[tuple[OpTally, ...], int]]:
+        """Other processes get values, not what an engine holds."""
+        return Tally, (self.ops, self.cycles)
+
+    @cached_property
+    def ops(self) -> tuple[OpTally, ...]:
+        """Every op."""
+        if isinstance(self.given, tuple):
+            return self.given
+        distinct = {id(each): each for each in [op.counts for op in self.given.ops]}
         done = {key: tuple([(action, n) for action, n in each.items() if n]) for key, each in distinct.items()}
-        ops = [
+        return tuple([
             OpTally(OpKey(c.op.name, c.op.layer, c.op.phase, c.op.kind), done[id(c.counts)], c.frontier_cycles)
-            for c in counts.ops
-        ]
-        return Tally(tuple(ops), counts.cycles)
+            for c in self.given.ops
+        ])  # fmt: skip
 
     @cached_property
     def total(self) -> Mapping[Action, int]:
         """How often everything was done, in order of first appearance."""
+        return self._total_of(self.given) if isinstance(self.given, SharedStep) else self._total_of_ops()
+
+    def _total_of(self, counts: SharedStep) -> Mapping[Action, int]:
+        total: dict[Action, int] = {}
+        nothing: Mapping[Action, int] = {}
+        moved = np.flatnonzero(counts.frontier_cycles)
+        carrier = int(moved[0]) if len(moved) else -1  # the first op that carries energy per cycle
+        for accesses, times, first in [*counts.shared, (nothing, 0, len(counts.frontier_cycles))]:
+            if 0 <= carrier < first:
+                total.update((action, 0) for action in PER_CYCLE if action not in total)
+            for action, n in accesses.items():
+                if n:
+                    total[action] = total.get(action, 0) + n * times
+        for action in PER_CYCLE if carrier >= 0 else ():
+            total[action] += self.cycles
+        return total
+
+    def _total_of_ops(self) -> Mapping[Action, int]:
         uses = Counter([id(op.accesses) for op in self.ops])
         total: dict[Action, int] = {}
         cycles = 0

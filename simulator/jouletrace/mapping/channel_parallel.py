@@ -30,7 +30,7 @@ from jouletrace.mapping.tiles import Tile, choose, stored_channels
 from jouletrace.mapping.transfer import Memory, Transfer, ceil_div
 from jouletrace.trace.model import Conv, Op, Trace
 
-__all__ = ["ChannelParallelMapper"]
+__all__ = ["ChannelParallelMapper", "tile_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,22 @@ class _Patch:
     columns: int
     work: int
     useful: int
+
+
+def tile_of(op: Op, trace: Trace, hardware: Hardware, base: Base | None = None) -> Tile:
+    """The tile of an op: that of ``base`` where it fits, else its own.
+
+    Raises :class:`MappingError` for an op that fits no tiling.
+    """
+    return choose(op, loops(op, trace, hardware), hardware, None if base is None else _tile_of_base(base, hardware))
+
+
+def _tile_of_base(base: Base, hardware: Hardware) -> Tile | None:
+    """What the base op gets; nothing if it fits no tile itself."""
+    try:
+        return choose(base.op, loops(base.op, base.trace, hardware), hardware)
+    except MappingError:
+        return None
 
 
 class ChannelParallelMapper:
@@ -57,10 +73,9 @@ class ChannelParallelMapper:
             synchronous=schedule.swap == "synchronous", store_at_last=schedule.store_overlaps == "last_compute",
         )  # fmt: skip
 
-    def map(self, op: Op, trace: Trace, base: Base | None = None) -> int:
-        """Emits the op's commands into the builder's open op, in the tiles of ``base``; returns its tiles."""
+    def map(self, op: Op, trace: Trace, tile: Tile) -> int:
+        """Emits the op's commands into the builder's open op, in tiles of this size; returns their number."""
         whole = loops(op, trace, self.hardware)
-        tile = choose(op, whole, self.hardware, None if base is None else self._tile(base))
         share = wanted_share(op)
         tiles = 0
         self._load_biases(op, trace)
@@ -70,13 +85,6 @@ class ChannelParallelMapper:
                 tiles += plan.issue(self._issuer)
         self._issuer.finish()
         return tiles
-
-    def _tile(self, base: Base) -> Tile | None:
-        """What the base op gets; nothing if it fits no tile itself."""
-        try:
-            return choose(base.op, loops(base.op, base.trace, self.hardware), self.hardware)
-        except MappingError:
-            return None
 
     def _load_biases(self, op: Op, trace: Trace) -> None:
         """What follows the two operands comes once, on the weights' stream, into registers beside the lanes."""

@@ -66,6 +66,8 @@ class Issuer(ABC):
         # repeated body is emitted twice and the second time stands for all others.
         self._pending: tuple[Step, ...] = ()
         self._memo: dict[tuple[Loop, object], tuple[Sequence32, object]] = {}
+        # Credits of pools that this op has asked for: one each.
+        self._credits: dict[tuple[str, str], list[tuple[int, int]]] = {}
 
     def emit(self, body: list[Loop], times: int = 1) -> None:
         """Emits the body (the loops of one image) ``times`` times."""
@@ -80,6 +82,7 @@ class Issuer(ABC):
         self.builder.emit(self._drain())
         self._pending = ()
         self._memo.clear()
+        self._credits.clear()
 
     def _state(self) -> object:
         return self._pending
@@ -120,7 +123,14 @@ class Issuer(ABC):
         return self.builder.pool(f"{slot}.free", self.hardware.buffers[buffer].copies, buffer)
 
     def _filled(self, buffer: str) -> int:
-        return self.builder.pool(f"{buffer}.full", 0)
+        return self._one("{}.full", buffer)[0][0]
+
+    def _one(self, pool: str, of: str) -> list[tuple[int, int]]:
+        """One credit of a hand-shake, to take or to give."""
+        known = self._credits.get((pool, of))
+        if known is None:
+            known = self._credits[pool, of] = [(self.builder.pool(pool.format(of), 0), 1)]
+        return known
 
     def _load(self, step: Step, load: Transfer, go: list[tuple[int, int]], done: list[tuple[int, int]]) -> int:
         slots = (load.buffer, WEIGHT_TILE) if load.buffer == "weight" else (load.buffer,)
@@ -230,10 +240,10 @@ class _Synchronous(Issuer):
         return [self.builder.command("swap", [(self._sequencer, 0)], takes, gives)]
 
     def _go(self, engine: str) -> list[tuple[int, int]]:
-        return [(self.builder.pool(f"go {engine}", 0), 1)]
+        return self._one("go {}", engine)
 
     def _done(self, engine: str) -> list[tuple[int, int]]:
-        return [(self.builder.pool(f"done {engine}", 0), 1)]
+        return self._one("done {}", engine)
 
 
 def issuer(

@@ -16,7 +16,7 @@ from jouletrace.mapping.fusion import NARROWING
 from jouletrace.mapping.transfer import ceil_div
 from jouletrace.trace.model import Conv, Elementwise, Gemm, Op, Tensor, Trace
 
-__all__ = ["Loops", "loops", "unpadded"]
+__all__ = ["Loops", "array_of", "channels_at_once", "loops", "unpadded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +87,17 @@ def _under(tile: int, span: int, step: tuple[int, int]) -> int:
     return ((tile - 1) * numerator + span - 1) // denominator + 1
 
 
+def array_of(hardware: Hardware) -> ChannelParallel:
+    """The array of a hardware that has a channel-parallel one."""
+    assert isinstance(hardware.array, ChannelParallel)
+    return hardware.array
+
+
+def channels_at_once(loops: Loops, hardware: Hardware) -> int:
+    """Input channels that the array takes in at once."""
+    return array_of(hardware).in_channels * loops.fused_channels
+
+
 def unpadded(tensor: Tensor, trace: Trace) -> bool:
     """Whether a tensor has only the channels that it really has: data of the step, and narrower copies of it."""
     while (writer := trace.writer.get(tensor.name)) is not None:
@@ -98,8 +109,7 @@ def unpadded(tensor: Tensor, trace: Trace) -> bool:
 
 def loops(op: Op, trace: Trace, hardware: Hardware) -> Loops:
     """The loops of a conv or gemm op; ``MappingError`` for any other kind."""
-    array = hardware.array
-    assert isinstance(array, ChannelParallel)
+    array = array_of(hardware)
     first, second, *_ = (  # an operand is as wide as what is fetched of it
         replace(trace.tensor[name], bits=bits) for name, bits in zip(op.reads, trace.bits_read(op), strict=True)
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Mapping
 
-from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.fusion import FusionPlan
 from jouletrace.mapping.loops import unpadded
 from jouletrace.mapping.program import OpProgram
@@ -19,8 +18,8 @@ from jouletrace.trace.model import Attention, Conv, Gemm, Op, Tensor, Trace
 
 __all__ = ["SWITCH", "Mapped", "content", "is_off", "mapped"]
 
-# Of how many hardware builds ops are kept, and how many commands and places in sequences of each (some 100 MB).
-BUILDS = 16
+# Of how many parts of hardwares ops are kept, and how many commands and places in sequences of each (some 100 MB).
+BUILDS = 32
 PLACES = 4_000_000
 # Of how many steps the contents of ops are kept.
 STEPS = 8
@@ -98,13 +97,12 @@ def _operand(tensor: Tensor) -> Hashable:
 
 
 class Mapped:
-    """The ops that were mapped for one hardware; the least recently used ones go first.
+    """The ops that were mapped for hardwares that are alike in a part; the least recently used ones go first.
 
     ``places`` is what it holds: places in chunks of sequences, and 32 for each command.
     """
 
-    def __init__(self, hardware: Hardware) -> None:
-        self.hardware = hardware
+    def __init__(self) -> None:
         self._known: OrderedDict[Hashable, OpProgram] = OrderedDict()
         self.places = 0
 
@@ -127,16 +125,13 @@ def _places(commands: OpProgram) -> int:
     return sum(len(run.chunk) for run in commands.runs) + 32 * len(commands.commands)
 
 
-_BUILDS: list[Mapped] = []
+_BUILDS: OrderedDict[str, Mapped] = OrderedDict()
 
 
-def mapped(hardware: Hardware) -> Mapped:
-    """The ops that were mapped for this hardware, or for one that equals it."""
-    found = next((m for m in _BUILDS if m.hardware is hardware or m.hardware == hardware), None)
-    if found is None:
-        found = Mapped(hardware)
-    else:
-        _BUILDS.remove(found)
-    _BUILDS.append(found)
-    del _BUILDS[:-BUILDS]
+def mapped(part: str) -> Mapped:
+    """The ops that were mapped for hardwares that are alike in this part, as text."""
+    found = _BUILDS.setdefault(part, Mapped())
+    _BUILDS.move_to_end(part)
+    while len(_BUILDS) > BUILDS:
+        _BUILDS.popitem(last=False)
     return found

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "Action", "Command", "Commands", "Engine", "EngineKind", "Integers", "OpProgram", "Pool", "Run", "Runs",
-    "Sequence32",
+    "Action", "Command", "Commands", "Engine", "EngineKind", "Integers", "Moves", "OpProgram", "Pool", "Run",
+    "Runs", "Sequence32",
 ]  # fmt: skip
 
 # (component, action, tensor role); the role is "" where no tensor is meant
@@ -53,8 +53,11 @@ class Command:
 
     ``holds`` are (engine index, cycles), the driving engine first. ``takes`` and ``gives`` are (pool
     index, credits). ``start_cycles`` is the part of the hold that is a start cost (address
-    discontinuity, row miss), for the report. ``after`` are indices of ops. ``counts`` are the accesses
-    that the command makes.
+    discontinuity, row miss). ``after`` are indices of ops. ``counts`` are the accesses that the command makes.
+
+    ``size_bytes`` cross the DRAM port, at the rate that the program states: as long as that takes the command holds
+    the engine of kind ``dram`` that it names, or else its driver, behind the start cost. What stands in ``holds`` is
+    the least that an engine is held. A program's own commands have their cycles, and no bytes.
     """
 
     op: int
@@ -65,10 +68,19 @@ class Command:
     after: tuple[int, ...] = ()
     start_cycles: int = 0
     counts: tuple[tuple[Action, int], ...] = ()
+    size_bytes: int = 0
 
     @property
     def cycles(self) -> int:
         return max((cycles for _, cycles in self.holds), default=0)
+
+
+class Moves(NamedTuple):
+    """Bytes over the DRAM port: how many, which row of the holds they may prolong, and behind which start cost."""
+
+    size_bytes: int
+    row: int
+    start_cycles: int
 
 
 class Commands(NamedTuple):
@@ -162,13 +174,27 @@ class OpProgram:
 
     @cached_property
     def arrays(self) -> Commands:
-        """Its distinct commands."""
+        """Its distinct commands, before any byte has moved."""
         return Commands(
             np.array([c.cycles for c in self.commands], dtype=np.int64),
             *_rows([c.holds for c in self.commands]),
             *_rows([c.takes for c in self.commands]),
             *_rows([c.gives for c in self.commands]),
         )
+
+    @cached_property
+    def moves(self) -> tuple[Moves, ...]:
+        """Transfers over the DRAM port."""
+        found: list[Moves] = []
+        row = 0
+        for command in self.commands:
+            if command.size_bytes:
+                kinds = [self.engines[e].kind for e, _ in command.holds if 0 <= e < len(self.engines)]
+                port = kinds.index("dram") if "dram" in kinds else 0
+                start = 0 if kinds[port] == "dram" else command.start_cycles
+                found.append(Moves(command.size_bytes, row + port, start))
+            row += len(command.holds)
+        return tuple(found)
 
     @cached_property
     def run_arrays(self) -> Runs:
@@ -211,26 +237,6 @@ class OpProgram:
         return tuple(total)
 
     @cached_property
-    def held_cycles(self) -> tuple[int, ...]:
-        """Cycles for which each of its engines is held."""
-        total = [0] * len(self.engines)
-        for command, times in zip(self.commands, self.repeats, strict=True):
-            for engine, cycles in command.holds:
-                total[engine] += cycles * times
-        return tuple(total)
-
-    @cached_property
-    def busy(self) -> Mapping[str, int]:
-        """Per kind of engine that it uses, the largest busy time of one engine of that kind."""
-        by_kind: dict[str, int] = {}
-        often = zip(self.commands, self.repeats, strict=True)
-        held = {e for command, times in often if times for e, _ in command.holds}
-        for e in held:
-            kind = self.engines[e].kind
-            by_kind[kind] = max(by_kind.get(kind, 0), self.held_cycles[e])
-        return dict(sorted(by_kind.items()))
-
-    @cached_property
     def start_cycles(self) -> int:
         """The largest sum of start costs on one engine."""
         total = [0] * len(self.engines)
@@ -238,11 +244,6 @@ class OpProgram:
             if command.start_cycles:
                 total[command.holds[0][0]] += command.start_cycles * times
         return max(total, default=0)
-
-    @cached_property
-    def serial_cycles(self) -> int:
-        """Its cycles if its commands followed one another: a bound for any run."""
-        return sum(c.cycles * times for c, times in zip(self.commands, self.repeats, strict=True))
 
     # -- what it must keep to
 

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from itertools import groupby
 from typing import Literal, NamedTuple
@@ -30,9 +31,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jouletrace.errors import MappingError
+from jouletrace.mapping.arrays import Arrays, joined
 from jouletrace.mapping.op_program import (
     Action,
     Command,
+    Commands,
     Engine,
     EngineKind,
     Integers,
@@ -69,11 +72,14 @@ class Port:
     every stream has a fixed share, and so no command holds the port). ``round_robin``: a command's hold
     of ``engine`` is served in grants of ``grant_cycles``, to the waiting streams in turn; only the
     events engine can do that, and program order is not kept on the port.
+
+    ``bytes_per_cycle`` move over the port, or over each stream's share of it.
     """
 
     arbitration: Literal["program_order", "round_robin"] = "program_order"
     engine: int = -1
     grant_cycles: int = 1
+    bytes_per_cycle: Fraction | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,18 +177,40 @@ class Program:
         times = Counter(self.which)
         return tuple(Placed(self.bodies[op], self.places[op], times[i]) for i, op in first.items())
 
+    @cached_property
+    def arrays(self) -> Arrays:
+        """What is ``distinct`` as arrays."""
+        bodies, places, _ = zip(*self.distinct, strict=True) if self.distinct else ((), (), ())
+        return joined(bodies, [place.engines for place in places], [place.pools for place in places])
+
+    @cached_property
+    def timed(self) -> Commands:
+        """The commands of ``arrays`` with all their cycles."""
+        return self.arrays.timed(self.port.bytes_per_cycle)
+
+    def on(self, hardware: str, port: Port) -> Program:
+        """The same commands on a hardware of this name, whose port may move more or less in a cycle."""
+        other = replace(self, hardware=hardware, port=port)
+        known = {name: getattr(self, name) for name in ("which", "distinct", "arrays")}
+        other.__dict__.update(known | {name: self.__dict__[name] for name in _WRITTEN_OUT if name in self.__dict__})
+        return other
+
     # -- written out, for those who look at every command
 
     @cached_property
     def commands(self) -> tuple[Command, ...]:
-        """The distinct commands of all ops, with this program's engines, pools and ops."""
+        """The distinct commands of all ops, with this program's engines, pools, ops and cycles."""
+        cycles = self.timed.hold_cycles.tolist()
+        at = self.timed.hold_at.tolist()
+        first = self.arrays.first.tolist()
         return tuple(
             Command(
-                op, c.name, _renumbered(c.holds, place.engines), _renumbered(c.takes, place.pools),
-                _renumbered(c.gives, place.pools), after, c.start_cycles, c.counts,
+                op, c.name,
+                tuple([(place.engines[e], n) for (e, _), n in zip(c.holds, cycles[at[i] : at[i + 1]], strict=True)]),
+                _renumbered(c.takes, place.pools), _renumbered(c.gives, place.pools), after, c.start_cycles, c.counts,
             )
             for op, (body, place, after) in enumerate(zip(self.bodies, self.places, self.after, strict=True))
-            for c in body.commands
+            for i, c in enumerate(body.commands, start=first[self.which[op]])
         )  # fmt: skip
 
     @cached_property
@@ -200,6 +228,10 @@ class Program:
     def repeats(self) -> Integers:
         """How often each distinct command is executed."""
         return np.array([times for body in self.bodies for times in body.repeats], dtype=np.int64)
+
+
+# What is the same at any rate of the port, and worked out for few.
+_WRITTEN_OUT = ("_length", "sequence", "repeats")
 
 
 def _renumbered(pairs: tuple[tuple[int, int], ...], numbers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
@@ -239,15 +271,19 @@ class ProgramBuilder:
 
     def engine(self, name: str, kind: EngineKind) -> int:
         """The index of the engine of this name, made on first use."""
-        index = self._engines.setdefault(name, (len(self._engines), Engine(name, kind)))[0]
-        self._asked[0][index] = None
-        return index
+        known = self._engines.get(name)
+        if known is None:
+            known = self._engines[name] = (len(self._engines), Engine(name, kind))
+        self._asked[0][known[0]] = None
+        return known[0]
 
     def pool(self, name: str, credits: int, buffer: str = "") -> int:
         """The index of the pool of this name, made on first use."""
-        index = self._pools.setdefault(name, (len(self._pools), Pool(name, credits, buffer)))[0]
-        self._asked[1][index] = None
-        return index
+        known = self._pools.get(name)
+        if known is None:
+            known = self._pools[name] = (len(self._pools), Pool(name, credits, buffer))
+        self._asked[1][known[0]] = None
+        return known[0]
 
     @contextmanager
     def op(self, info: OpInfo, after: Iterable[int] = ()) -> Generator[int, None, None]:
@@ -255,7 +291,7 @@ class ProgramBuilder:
         self._commands, self._runs, self._asked, self._body = {}, [], ({}, {}), None
         yield len(self._ops)
         body = self.recorded(info.tiles) if self._body is None else self._body
-        self._ops.append(replace(info, tiles=body.tiles))
+        self._ops.append(OpInfo(info.name, info.layer, info.phase, info.kind, info.macs, body.tiles))
         self._bodies.append(body)
         self._places.append(self._place(body))
         self._after.append(tuple(sorted(set(after))))
@@ -268,11 +304,12 @@ class ProgramBuilder:
         gives: Iterable[tuple[int, int]] = (),
         start_cycles: int = 0,
         counts: Iterable[tuple[Action, int]] = (),
+        size_bytes: int = 0,
     ) -> int:
         """The index of a command among those of the open op; equal commands are stored once."""
         command = Command(
             0, name, tuple(holds), tuple(takes), tuple(gives), (), start_cycles,
-            tuple((action, n) for action, n in counts if n),
+            tuple((action, n) for action, n in counts if n), size_bytes,
         )  # fmt: skip
         return self._commands.setdefault(command, len(self._commands))
 
@@ -295,10 +332,10 @@ class ProgramBuilder:
                 tuple(made[0][index] for index in engines),
                 tuple(made[1][index] for index in pools),
                 tuple(
-                    replace(
-                        c, holds=tuple([(engine.get(e, e), n) for e, n in c.holds]),
-                        takes=tuple([(pool.get(p, p), n) for p, n in c.takes]),
-                        gives=tuple([(pool.get(p, p), n) for p, n in c.gives]),
+                    Command(
+                        0, c.name, tuple([(engine.get(e, e), n) for e, n in c.holds]),
+                        tuple([(pool.get(p, p), n) for p, n in c.takes]),
+                        tuple([(pool.get(p, p), n) for p, n in c.gives]), (), c.start_cycles, c.counts, c.size_bytes,
                     )
                     for c in self._commands
                 ),

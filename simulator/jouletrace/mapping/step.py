@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from jouletrace.errors import MappingError, UsageError, did_you_mean
 from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
-from jouletrace.mapping.channel_parallel import ChannelParallelMapper
+from jouletrace.mapping.channel_parallel import ChannelParallelMapper, tile_of
+from jouletrace.mapping.designs import built, vector_part
 from jouletrace.mapping.fusion import FusionPlan, as_stored, plan_fusion
+from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.memory import content, is_off, mapped
 from jouletrace.mapping.plan import Base, base_of
 from jouletrace.mapping.program import OpInfo, Program, ProgramBuilder
+from jouletrace.mapping.remembered import Seen, remembered
 from jouletrace.mapping.row_stationary import map_row_stationary
 from jouletrace.mapping.systolic import map_systolic
-from jouletrace.mapping.transfer import Memory
+from jouletrace.mapping.tiles import Tile, choose
+from jouletrace.mapping.transfer import Memory, port
 from jouletrace.mapping.vector import map_vector
 from jouletrace.trace.check import waits_for
 from jouletrace.trace.model import PHASES, Attention, Conv, Gemm, Op, Trace
@@ -67,41 +71,79 @@ def map_step(
 
     Raises :class:`MappingError` with the problems of all ops at once.
     """
+    if only is not None or base is not None or ops is not None or is_off():
+        some = trace.ops if ops is None else ops
+        return _mapped(trace, hardware, some if only is None else select(trace, only), base)
+    seen = Seen(built(hardware), hardware)
+    try:
+        tiles = tuple([choose(op, loop, hardware) for op, loop in _tiled(trace, seen)])
+    except MappingError:
+        return _mapped(trace, hardware, trace.ops, None)  # raises the problems of all ops
+    program = _whole(trace, seen, tiles)
+    return program.on(hardware.name, port(hardware, program.port.engine))
+
+
+@remembered(8)
+def _tiled(trace: Trace, seen: Seen) -> tuple[tuple[Op, Loops], ...]:
+    """The loops of a whole step that get a tile, each once, and an op that has them."""
+    hardware = seen.hardware
+    if not isinstance(hardware.array, ChannelParallel):
+        return ()
+    fusion = plan_fusion(trace, hardware)
+    stored, rides = as_stored(trace, fusion), riders(fusion)
+    found = {
+        content(op, stored, fusion, rides): op
+        for op in stored.ops if _on_array(op, hardware) and isinstance(op.nest, Conv | Gemm)
+    }  # fmt: skip
+    return tuple([(op, loops(op, stored, hardware)) for op in found.values()])
+
+
+@remembered(8)
+def _whole(trace: Trace, seen: Seen, tiles: tuple[Tile, ...]) -> Program:
+    """A whole step, which is the same on all hardwares that are built alike and choose the same tiles."""
+    return _mapped(trace, seen.hardware, trace.ops, None)
+
+
+def _mapped(trace: Trace, hardware: Hardware, ops: Collection[Op], base: Trace | None) -> Program:
     builder = ProgramBuilder(hardware.name)
     memory = Memory(hardware, builder)
     channels = None
     if isinstance(hardware.array, ChannelParallel):
         channels = ChannelParallelMapper(hardware, builder, memory)
     in_turn = serial(hardware)
-    if ops is None:
-        ops = select(trace, only) if only is not None else trace.ops
     planned_fusion = None if base is None else plan_fusion(base, hardware)
     fusion = plan_fusion(trace, hardware, ops, planned_fusion)
     stored = as_stored(trace, fusion)
     if base is not None and planned_fusion is not None:
         base = as_stored(base, planned_fusion)
-    edges = Edges(trace, fusion)
-    kept = None if is_off() else mapped(hardware)
+    rides, awaited = _edges(trace, fusion)
+    kept = None if is_off() else (mapped(vector_part(hardware)), mapped(built(hardware)))
     base_edges = None if planned_fusion is None else (planned_fusion, riders(planned_fusion))
+    tiles: dict[object, Tile | None] = {}
     waits: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
     previous: tuple[int, ...] = ()
     for op in ops:
         host = fusion.hosts.get(op.name)
-        after = {i for name in edges.of(op) if name != host for i in waits.get(name, ())}
+        after = {i for name in awaited(op) if name != host for i in waits.get(name, ())}
         info = OpInfo(op.name, op.layer, op.phase, op.kind, op.macs)
         with builder.op(info, after=after | set(previous if in_turn else ())) as index:
             try:
                 planned = base_of(op, base)
-                key = (content(op, stored, fusion, edges.riders), None if planned is None or base_edges is None else
+                key = (content(op, stored, fusion, rides), None if planned is None or base_edges is None else
                        content(planned.op, planned.trace, *base_edges))
-                known = None if kept is None else kept.find(key)
+                if key not in tiles:
+                    tiled = channels is not None and _on_array(op, hardware)
+                    tiles[key] = tile_of(op, stored, hardware, planned) if tiled else None
+                tile = tiles[key]
+                memory_of = None if kept is None else kept[_on_array(op, hardware)]
+                known = None if memory_of is None else memory_of.find((*key, tile))
                 if known is not None:
                     builder.repeat(known)
                 else:
-                    body = builder.recorded(_map(op, stored, hardware, memory, channels, fusion, planned))
-                    if kept is not None:
-                        kept.keep(key, body)
+                    body = builder.recorded(_map(op, stored, hardware, memory, channels, tile, fusion, planned))
+                    if memory_of is not None:
+                        memory_of.keep((*key, tile), body)
             except MappingError as error:
                 problems += error.problems
         # An op without commands passes on what it waits for.
@@ -114,6 +156,12 @@ def map_step(
     return builder.build(memory.port())
 
 
+def _on_array(op: Op, hardware: Hardware) -> bool:
+    """Whether the array computes an op, and not the vector unit or the host."""
+    on_host = hardware.host is not None and op.kind in hardware.host.kinds
+    return isinstance(op.nest, Conv | Gemm | Attention) and not on_host
+
+
 def riders(fusion: FusionPlan) -> dict[str, str]:
     """What rides on each host."""
     return {host: rider for rider, host in fusion.hosts.items()}
@@ -123,6 +171,21 @@ def serial(hardware: Hardware) -> bool:
     """Whether every op waits for the one before it: where prefetching stops inside the op or at its end."""
     array = hardware.array
     return isinstance(array, ChannelParallel) and array.schedule.prefetch_stops_at != "never"
+
+
+@remembered(8)
+def _edges(trace: Trace, fusion: FusionPlan) -> tuple[dict[str, str], Callable[[Op], list[str]]]:
+    """The riders of a step, and whom its ops await, each worked out once."""
+    edges = Edges(trace, fusion)
+    known: dict[str, list[str]] = {}
+
+    def awaited(op: Op) -> list[str]:
+        found = known.get(op.name)
+        if found is None:
+            found = known[op.name] = edges.of(op)
+        return found
+
+    return edges.riders, awaited
 
 
 class Edges:
@@ -159,13 +222,12 @@ class Edges:
 
 def _map(
     op: Op, trace: Trace, hardware: Hardware, memory: Memory, channels: ChannelParallelMapper | None,
-    fusion: FusionPlan, base: Base | None,
+    tile: Tile | None, fusion: FusionPlan, base: Base | None,
 ) -> int:  # fmt: skip
-    on_host = hardware.host is not None and op.kind in hardware.host.kinds
-    if on_host or not isinstance(op.nest, Conv | Gemm | Attention):
+    if not _on_array(op, hardware):
         return map_vector(op, trace, hardware, memory, fusion, base)
+    if channels is not None and tile is not None:
+        return channels.map(op, trace, tile)
     if isinstance(hardware.array, RowStationary):
         return map_row_stationary(op, trace, hardware, memory, fusion, base)
-    if channels is None:
-        return map_systolic(op, trace, hardware, memory, base)
-    return channels.map(op, trace, base)
+    return map_systolic(op, trace, hardware, memory, base)

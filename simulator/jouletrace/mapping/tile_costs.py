@@ -1,4 +1,4 @@
-"""How good a tiling of a channel-parallel array is, for all candidates of a search at once.
+"""What tilings of a channel-parallel array take, for all candidates of a search at once.
 
 For each candidate the busy cycles of every engine are summed over the whole op, and so is the slower of load and
 compute over the steps, inner and edge tiles apart. The five numbers of a tiling (out channels, in channels, rows,
@@ -7,119 +7,17 @@ columns, resident) are int64 arrays that broadcast to one length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
-from numpy.typing import NDArray
 
-from jouletrace.hardware.energy import price_list
-from jouletrace.hardware.spec import ChannelParallel, Hardware
+from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.layout import bursts, group_of
-from jouletrace.mapping.loops import Loops
+from jouletrace.mapping.loops import Loops, array_of, channels_at_once
+from jouletrace.mapping.tile_scores import Array, Costs
 from jouletrace.mapping.transfer import ceil_div
 
-__all__ = ["Array", "Costs", "array_of", "channels_at_once", "costs", "least", "scores", "under"]
-
-Array = NDArray[np.int64]
-Positions = NDArray[np.intp]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Costs:
-    """What tilings of one op take, whatever the DRAM delivers; int64 arrays of one length.
-
-    ``busiest``: cycles of the busiest engine, without the DRAM port. ``first``: of the first load, which nothing hides.
-    ``together``: of all engines, where they collide now and then, else 0. ``words``: elements moved.
-    """
-
-    busiest: Array
-    first: Array
-    together: Array
-    words: Array
-
-    def at(self, positions: Positions) -> Costs:
-        """The costs of some of the tilings."""
-        return Costs(*(figure[positions] for figure in (self.busiest, self.first, self.together, self.words)))
-
-    def contenders(self) -> Positions:
-        """Ascending positions of all tilings that are the best at some bandwidth, clock and prices, and of some others.
-
-        Each is held against one rival, the best where nobody waits for the port. A score never falls where words rise,
-        or cycles: max(busiest, P) + first + (together + P) // 32, if the words hold the port for P. As long as the
-        rival waits for something else than the port, it is ahead if it is with P = 0. Else it moves a word in no less
-        than busiest / words cycles, and is ahead if what the other moves besides takes longer than it is behind.
-        """
-        cycles = self.busiest + self.first
-        rival = least(cycles + self.together // 32, self.words)
-        more_words = self.words - self.words[rival]
-        collides = np.maximum(-((self.together - self.together[rival]) // 32), 0)
-        behind = self.first[rival] + collides - self.first
-        words_per_cycle = -(-self.words[rival] // self.busiest[rival])
-        beaten = (more_words > 0) | ((more_words == 0) & (np.arange(len(cycles)) > rival))
-        beaten &= cycles[rival] + collides <= cycles
-        beaten &= (behind <= 0) | (more_words >= (behind + 1) * words_per_cycle)
-        return np.flatnonzero(~beaten)
-
-
-def least(*figures: Array) -> int:
-    """Where the first figure is the least; among those, the second, and so on; then the first place.
-
-    >>> least(np.array([2, 1, 1, 1]), np.array([0, 5, 4, 4]))
-    2
-    """
-    places = np.arange(len(figures[0]))
-    for figure in figures:
-        here = figure[places]
-        places = places[here == here.min()]
-    return int(places[0])
-
-
-def array_of(hardware: Hardware) -> ChannelParallel:
-    """The array of a hardware that has a channel-parallel one."""
-    assert isinstance(hardware.array, ChannelParallel)
-    return hardware.array
-
-
-def channels_at_once(loops: Loops, hardware: Hardware) -> int:
-    """Input channels that the array takes in at once."""
-    return array_of(hardware).in_channels * loops.fused_channels
-
-
-def scores(found: Costs, loops: Loops, hardware: Hardware) -> Array:
-    """The figure by which tilings are compared, in the unit of the spec's objective; smaller is better."""
-    schedule = array_of(hardware).schedule
-    busiest, together = found.busiest, found.together
-    if hardware.dram.port != "stream_share":
-        port = _port_cycles(found.words, hardware.storage_bits(max(loops.bits)), hardware)
-        busiest = np.maximum(busiest, port)
-        if schedule.swap == "free_running":
-            together = together + port
-    # Engines that are nearly as busy as the bottleneck collide with it now and then; a little of their sum tells apart
-    # tilings with the same bottleneck.
-    cycles = busiest + found.first + together // 32
-    objective = schedule.objective
-    if objective == "cycles":
-        return cycles
-    prices = price_list(hardware)
-
-    def pj(component: str, action: str, times: int = 1) -> int:
-        """A price in whole pJ: as fine as a score needs, and sums of it stay far from 64 bits."""
-        return max(1, prices[component, action].energy_aj * times // 10**6)
-
-    word = pj("dram", "read", hardware.storage_bits(max(loops.bits)) // 8)
-    waiting = pj("chip", "static") + pj("dram", "background")
-    energy = found.words * word + cycles * waiting
-    return energy if objective == "energy" else energy // 10**3 * (cycles // 10**3)
-
-
-def _port_cycles(words: Array, bits: int, hardware: Hardware) -> Array:
-    """Cycles for which ``words`` of so many bits hold the DRAM port."""
-    per_cycle = 8 * hardware.dram_bytes_per_cycle / bits
-    if int(words.max()) * per_cycle.denominator >= 2**63:  # an odd clock makes a fraction of large numbers
-        exact = [number * per_cycle.denominator // per_cycle.numerator for number in words.tolist()]
-        return np.array(exact, dtype=np.int64)
-    return words * per_cycle.denominator // per_cycle.numerator
+__all__ = ["costs", "under"]
 
 
 def costs(
@@ -133,8 +31,8 @@ def costs(
     m, n, maps = tiling.m, tiling.n, tiling.maps
     times = loops.images * loops.groups
     if full:
-        area = tiling.rows.padded * tiling.columns.padded * loops.work_rows * loops.work_columns
-        area = area // (loops.rows * loops.columns)
+        area = tiling.rows.padded * tiling.columns.padded
+        area = _share(area, loops.work_rows * loops.work_columns, loops.rows * loops.columns)
         in_channels = loops.in_channels if loops.unpadded_input else n * in_
         pairs, stored = m * out * n * in_, m * out * tiling.rows.padded * tiling.columns.padded
     else:
@@ -171,7 +69,7 @@ def costs(
 class _Axis:
     """Rows (or columns) of all tilings, inner tiles apart from the last one of a map: int64 arrays [edges, tilings].
 
-    Where loop bounds are fixed at synthesis (``full``) the last tile is as any other, and there is one kind.
+    Where loop bounds are fixed at synthesis (``full``), or there is one row, all tiles are alike: one edge.
     """
 
     def __init__(self, loops: Loops, axis: int, tile: Array, *, full: bool) -> None:
@@ -179,7 +77,7 @@ class _Axis:
         self.parts = _ceil(total, tile)
         self.is_whole = tile >= total
         self.padded = self.parts * tile
-        if full:
+        if full or total == 1:
             self.counts, self.sizes = self.parts[None], tile[None]
         else:
             inner = self.parts - 1
@@ -233,7 +131,8 @@ class _Tiling:
         restarts = loads * broken if anew else 1 + loads * (broken - 1)
         bits = self.hardware.storage_bits(self.loops.bits[which])
         common = gcd(bits, spec.width_bits)
-        return _ceil(words * (bits // common), spec.width_bits // common) + restarts * spec.start_cycles
+        beats = words if bits == common else words * (bits // common)
+        return _ceil(beats, spec.width_bits // common) + restarts * spec.start_cycles
 
     def step_cycles(self, again: int) -> Array:
         """The slower of load and compute, summed over all steps; weights that stay are fetched ``again`` so often."""
@@ -265,7 +164,8 @@ class _Tiling:
         area = self.rows.sizes[:, None] * self.columns.sizes[None]
         reads = self.rows.reads[:, None] * self.columns.reads[None]
         tiles = self.rows.counts[:, None] * self.columns.counts[None]
-        compute = self.cycles(area * (loops.work_rows * loops.work_columns) // (loops.rows * loops.columns))
+        work = _share(area, loops.work_rows * loops.work_columns, loops.rows * loops.columns)
+        compute = self.cycles(work)
         steps = m * n
         load = self.stream_cycles("input", m * loops.in_channels * reads, steps, 0)
         streaming = self.resident == 0
@@ -300,7 +200,12 @@ class _Tiling:
 
 def _ceil(total: Array | int, size: Array | int) -> Array:
     """The quotient rounded up, of positive numbers or 0 by positive ones."""
-    return np.asarray((total + (size - 1)) // size)
+    return np.asarray(total if isinstance(size, int) and size == 1 else (total + (size - 1)) // size)
+
+
+def _share(total: Array, numerator: int, denominator: int) -> Array:
+    """A share of numbers, rounded down."""
+    return total if numerator == denominator else total * numerator // denominator
 
 
 def under(tile: Array, loops: Loops, axis: int) -> Array:

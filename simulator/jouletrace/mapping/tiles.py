@@ -20,9 +20,10 @@ import numpy as np
 
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import Hardware
-from jouletrace.mapping.loops import Loops
+from jouletrace.mapping.loops import Loops, array_of, channels_at_once
 from jouletrace.mapping.remembered import Seen
-from jouletrace.mapping.tile_costs import Array, Costs, array_of, channels_at_once, costs, least, scores, under
+from jouletrace.mapping.tile_costs import costs, under
+from jouletrace.mapping.tile_scores import Array, Costs, least, scores
 from jouletrace.mapping.transfer import ceil_div
 from jouletrace.store.settings import is_off
 from jouletrace.trace.model import Conv, Op
@@ -158,20 +159,20 @@ _NOT_SEARCHED = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """Candidates of a search, int64[5, candidates] in the order of the fields of a tile, and what they take."""
+    """Candidates of a search, int64[candidates] for every field of a tile, and what they take."""
 
-    tilings: Array
+    tilings: tuple[Array, ...]
     costs: Costs
 
     def contenders(self) -> _Found:
         """Those that are chosen on some DRAM, at some clock or at some prices, and few others."""
         few = self.costs.contenders()
-        return _Found(self.tilings[:, few], self.costs.at(few))
+        return _Found(tuple(axis[few] for axis in self.tilings), self.costs.at(few))
 
     def best(self, loops: Loops, hardware: Hardware) -> Tile:
         """The one of the least score; among equal ones, the one that moves the least, then the first."""
         which = least(scores(self.costs, loops, hardware), self.costs.words)
-        return Tile(*self.tilings[:, which].tolist())
+        return Tile(*(int(axis[which]) for axis in self.tilings))
 
 
 @lru_cache(maxsize=4096)
@@ -227,7 +228,7 @@ def _all(loops: Loops, hardware: Hardware) -> _Found | None:
     if not _fits(_smallest(loops, hardware), loops, hardware):
         return None
     candidates = _candidates(loops, hardware)
-    return _Found(np.stack(np.broadcast_arrays(*candidates)), costs(loops, hardware, *candidates))
+    return _Found(np.broadcast_arrays(*candidates), costs(loops, hardware, *candidates))
 
 
 def _candidates(loops: Loops, hardware: Hardware) -> tuple[Array, Array, Array, Array, Array]:

@@ -11,7 +11,7 @@ from jouletrace.errors import MappingError, did_you_mean
 from jouletrace.hardware.spec import Buffer, Hardware, Stream
 from jouletrace.mapping.program import Action, Port, ProgramBuilder
 
-__all__ = ["Memory", "Transfer", "ceil_div"]
+__all__ = ["Memory", "Transfer", "ceil_div", "port"]
 
 T = TypeVar("T")
 
@@ -45,16 +45,29 @@ class Transfer:
     bursts: int = 1
 
 
+def port(hardware: Hardware, engine: int) -> Port:
+    """How a hardware's streams share the DRAM port, which is the engine of this index."""
+    rate = _bytes_per_cycle(hardware)
+    if hardware.dram.port != "round_robin":
+        return Port(bytes_per_cycle=rate)
+    return Port("round_robin", engine, _ceil(Fraction(hardware.dram.grant_bytes) / rate), rate)
+
+
+def _bytes_per_cycle(hardware: Hardware) -> Fraction:
+    """Of the port, or of the share that each stream has of it."""
+    streams = len(hardware.streams) if hardware.dram.port == "stream_share" else 1
+    return hardware.dram_bytes_per_cycle / streams
+
+
 class Memory:
     """The DMA streams and the DRAM port of one hardware, as commands of one program."""
 
     def __init__(self, hardware: Hardware, builder: ProgramBuilder) -> None:
         self.hardware = hardware
         self.builder = builder
-        self._bytes_per_cycle = hardware.dram_bytes_per_cycle
         self._shared = hardware.dram.port != "stream_share"
-        if self._shared:
-            self.port_engine = builder.engine("dram port", "dram")
+        self._bytes_per_cycle = _bytes_per_cycle(hardware)
+        self.port_engine = builder.engine("dram port", "dram") if self._shared else -1
 
     def stream(self, name: str) -> Stream:
         return _named(self.hardware, "streams", name, self.hardware.streams)
@@ -68,10 +81,7 @@ class Memory:
 
     def port(self) -> Port:
         """How this hardware's streams share the DRAM port."""
-        dram = self.hardware.dram
-        if dram.port != "round_robin":
-            return Port()
-        return Port("round_robin", self.port_engine, self._port_cycles(dram.grant_bytes))
+        return port(self.hardware, self.port_engine)
 
     def start_cycles(self, transfer: Transfer) -> int:
         """Start cost of a transfer: at each burst, or only at breaks and where a contiguous run opens or closes."""
@@ -82,8 +92,10 @@ class Memory:
         return (transfer.bursts - 1 + paid) * stream.start_cycles
 
     def cycles(self, transfer: Transfer) -> int:
-        """Cycles for which the stream is held, start cost included."""
-        return self.start_cycles(transfer) + self._stream_cycles(transfer)
+        """Cycles for which the stream is held, start cost included; on a shared port, without what that takes."""
+        width = self._stream_cycles(transfer)
+        share = 0 if self._shared else _ceil(Fraction(self._size_bytes(transfer)) / self._bytes_per_cycle)
+        return self.start_cycles(transfer) + max(width, share)
 
     def command(
         self,
@@ -96,8 +108,9 @@ class Memory:
         start = self.start_cycles(transfer)
         holds = [(self.stream_engine(transfer.stream), start + self._stream_cycles(transfer))]
         if self._shared:
-            holds.append((self.port_engine, self._port_cycles(self._size_bytes(transfer))))
-        return self.builder.command(name, holds, takes, gives, start, self.counts(transfer))
+            holds.append((self.port_engine, 0))  # as long as its bytes take
+        size_bytes = self._size_bytes(transfer)
+        return self.builder.command(name, holds, takes, gives, start, self.counts(transfer), size_bytes)
 
     def counts(self, transfer: Transfer) -> list[tuple[Action, int]]:
         """Accesses of a transfer: DRAM bytes, row activations, and words of the buffer."""
@@ -123,14 +136,8 @@ class Memory:
         return transfer.words * self._bits(transfer) if coded is None else 8 * coded
 
     def _stream_cycles(self, transfer: Transfer) -> int:
-        width = ceil_div(self._size_bits(transfer), self.stream(transfer.stream).width_bits)
-        if self._shared:
-            return width
-        share = self._bytes_per_cycle / len(self.hardware.streams)
-        return max(width, _ceil(Fraction(self._size_bytes(transfer)) / share))
-
-    def _port_cycles(self, size_bytes: int) -> int:
-        return _ceil(Fraction(size_bytes) / self._bytes_per_cycle)
+        """Cycles that the stream's width needs."""
+        return ceil_div(self._size_bits(transfer), self.stream(transfer.stream).width_bits)
 
 
 def _ceil(value: Fraction) -> int:

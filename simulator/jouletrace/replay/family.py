@@ -172,10 +172,11 @@ class _Options:
         self._contents = {op.name: content(op, base, self.fusion, rides) for op in whole.ops}
 
     def add(self, parts: Sequence[int]) -> None:
-        """Has variants for these numbers of samples, in ascending order; the extremes are checked as steps."""
+        """Has variants for these numbers of samples, in ascending order; the extremes of all are checked as steps."""
+        extremes = {min((*parts, *self.added), default=0), max((*parts, *self.added), default=0)}
         for n in parts:
             if n not in self.added:
-                self._add(n, checked=n in (parts[0], parts[-1]))
+                self._add(n, checked=n in extremes)
                 self.added += (n,)
 
     def _add(self, n: int, *, checked: bool) -> None:
@@ -209,9 +210,10 @@ class _Options:
     def _grouped(self, trace: Trace, stored: Trace, fusion: FusionPlan) -> tuple[tuple[str, ...], ...]:
         """Names of the ops that differ when some samples run every unit, those together that differ alike.
 
-        ``trace`` is the step for one such number of samples. Every count of an op, and of what it touches, is constant
-        or a sum of a constant and a share n/B: those of two numbers of samples, n and B, give those of all others. What
-        rides is the same for all: where a ride needs two counts to be equal, they are equal for B, where it rides.
+        ``trace`` is the step for one such number of samples. Every count of an op, and of what it touches, is a
+        constant and a share n/B, or the smaller of two such sums: those of two numbers of samples, n and B, give those
+        of all others. What rides is the same for all: where a ride needs two counts to be equal, they are for B, where
+        it rides.
         """
         rides = riders(fusion)
         alike: dict[object, list[str]] = {}
@@ -274,7 +276,8 @@ def _family(options: _Options, added: tuple[int, ...], absent: _Absent, hardware
     bodies = dict.fromkeys(body for slot in slots for body in slot.variants)
     engines = dict.fromkeys(engine for body in bodies for engine in body.engines)
     pools = dict.fromkeys(pool for body in bodies for pool in body.pools)
-    return Family(tuple(slots), tuple(engines), tuple(pools), options.program.ops, serial(hardware))
+    program = options.program
+    return Family(tuple(slots), tuple(engines), tuple(pools), program.ops, serial(hardware), program.port)
 
 
 def _delivered(names: Iterable[str], fusion: FusionPlan) -> set[str]:

@@ -10,34 +10,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from operator import length_hint
-from typing import Any
 
-from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
+from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.designs import run
 from jouletrace.mapping.memory import is_off
 from jouletrace.replay.step import Replayed, priced, replayed
 from jouletrace.result.model import Options, Result
 from jouletrace.trace.model import Trace
 
-__all__ = ["simulate_many", "weighs_prices"]
+__all__ = ["simulate_many"]
 
 # Commands of the replayed steps that are kept: 20 bytes each, so some 100 MB.
 COMMANDS = 4_000_000
-
-# Fields that say what something is called or rests on; errors quote names, and nothing that failed is shared.
-_TEXTS: dict[str, Any] = {"name": True, "description": True, "citation": True, "provenance": True}
-# These and all that only prices follow from. The device's geometry and timing stay in the key, needed or not.
-_PRICES: dict[str, Any] = {
-    **_TEXTS,
-    "energy": True,
-    "board": {"name": True, "device": True, "chip_static": True, "board_idle": True, "provenance": True},
-    "dram": {
-        "use_measured_ratio": True,
-        "device": {
-            "name": True, "vdd_uv": True, "idd_na": True, "measured_ratio": True, "interface_read_aj_per_bit": True,
-            "interface_write_aj_per_bit": True, "provenance": True,
-        },
-    },
-}  # fmt: skip
 
 
 def simulate_many(
@@ -72,14 +56,6 @@ def simulate_many(
         yield result
 
 
-def weighs_prices(hardware: Hardware) -> bool:
-    """Whether mappings for this hardware are chosen by what accesses cost."""
-    array = hardware.array
-    if isinstance(array, ChannelParallel):
-        return array.schedule.objective != "cycles"
-    return isinstance(array, RowStationary)
-
-
 class _Kept:
     """Replayed steps of one sweep by the content of their hardware; the least recently used ones go first."""
 
@@ -90,7 +66,7 @@ class _Kept:
     def replayed(self, trace: Trace, hardware: Hardware) -> Replayed:
         if is_off():
             return replayed(trace, hardware, Options())
-        key = _content(hardware)
+        key = run(hardware)
         found = self._known.get(key)
         if found is not None:
             self._known.move_to_end(key)
@@ -100,8 +76,3 @@ class _Kept:
         while self._commands > COMMANDS and len(self._known) > 1:
             self._commands -= len(self._known.popitem(last=False)[1].program)
         return found
-
-
-def _content(hardware: Hardware) -> str:
-    """All of a hardware that its mapping and its engines look at, as text."""
-    return hardware.model_dump_json(by_alias=True, exclude=_TEXTS if weighs_prices(hardware) else _PRICES)

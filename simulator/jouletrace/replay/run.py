@@ -84,9 +84,8 @@ def simulate_run(
     for activity in run.activities:
         if activity.times:
             part = _times(_replayed(activity.step, hardware), activity.times)
-            rows = tuple(replace(row, phase=activity.name) for row in part.breakdown.rows)
             ops = tuple(replace(op, phase=activity.name) for op in part.ops)
-            parts.append(Part(replace(part.breakdown, rows=rows), ops))
+            parts.append(Part(part.breakdown.in_phase(activity.name), ops))
     return RunResult(
         name=run.name,
         hardware=hardware.name,

@@ -131,7 +131,7 @@ def priced(step: Replayed, hardware: Hardware) -> Result:
         assumed=Deferred(lambda: _weak(hardware, user=False)),
         user=Deferred(lambda: _weak(hardware, user=True)),
         warnings=step.warnings,
-        execution=Execution(replace(program, hardware=hardware.name), counts),
+        execution=Execution(program.on(hardware.name, program.port), counts),
     )
 
 

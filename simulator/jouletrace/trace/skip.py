@@ -222,13 +222,13 @@ class _Removal:
     def removed(self) -> frozenset[str]:
         """The ops that go: those that are dead, and those that nothing needs without them (as :func:`prune` finds)."""
         changed, gone = self._changed(), set(self.dead)
-        consumers: dict[str, list[str]] = {}  # those that what has changed has won
+        consumers: dict[str, list[str]] = {}  # who needs each op, now that some have changed
         queue = _Queue(self.trace, self.index, last=True)
         queue.add(self.index.idle)
         for name, op in changed.items():
             for source in self._sources(op):
                 consumers.setdefault(source, []).append(name)
-        for name in (*self.dead, *changed):
+        for name in self.dead:
             queue.add(self._sources(self.trace.op[name]))
 
         def needs(name: str, source: Op) -> bool:
