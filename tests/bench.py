@@ -1,8 +1,8 @@
 """How fast a step and a training are replayed: ``make bench``.
 
 All engines run in the same process, so that figures of different machines can be compared by their ratios, also to bare
-SimPy (ten processes that only wait). Prints tables in Markdown and writes ``build/bench.json``. Growth is shown as
-operations counted, which are the same on every machine.
+SimPy (ten processes that only wait). Prints tables in Markdown and writes ``build/bench.json``; with ``--readme`` also
+the tables of the README. Growth is shown as operations counted, which are the same on every machine.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
@@ -23,12 +24,13 @@ import simpy
 
 from jouletrace.engine import compiled, compose, events
 from jouletrace.hardware.load import load_hardware
-from jouletrace.ledger.price import price
+from jouletrace.ledger.breakdown import Energy
 from jouletrace.mapping.memory import SWITCH, Mapped
 from jouletrace.mapping.step import map_step
 from jouletrace.replay.many import simulate_many
 from jouletrace.replay.run import simulate_run
 from jouletrace.replay.step import simulate
+from jouletrace.result.model import Result
 from jouletrace.strategies.base import apply
 from jouletrace.strategies.registry import strategy
 from jouletrace.trace.activities import training_run
@@ -38,11 +40,15 @@ from jouletrace.trace.io import load_trace
 STEPS = [
     ("resnet20-cifar10-b32", "eftrain-zcu102"),
     ("resnet74-cifar10-b128", "eftrain-zcu102"),
+    ("resnet74-cifar10-b128", "zedboard-fp32"),
     ("resnet74-cifar10-b128", "zedboard-int8"),
     ("resnet18-imagenet-b1", "systolic-32x32"),
 ]
 TRAINING = ("resnet74-cifar10-b128", "eftrain-zcu102", "smd+slu")
 ITERATIONS = (1000, 4000, 16_000, 64_000)
+# Where the README keeps its tables, and what it leaves out of them.
+BEGIN, END = "<!-- make bench writes this -->", "<!-- until here -->"
+HIDDEN = ("map_op_by_op_ms", "map_first_ms", "map_again_ms", "commands", "events_over_intervals", "peak_mb")
 T = TypeVar("T")
 Row = dict[str, float | int | str]
 
@@ -77,22 +83,34 @@ def bare_simpy(events: int = 200_000) -> float:
 
 
 def step(trace_name: str, hardware_name: str) -> Row:
-    """One step: mapped op by op, mapped with memory, and from memory; run by both engines; priced."""
+    """One step: mapped op by op, mapped with memory, and from memory; executed by both engines; and all of it.
+
+    Every execution starts from a program that nothing is known about but its commands. The compiled engine finds cycles
+    and counts first, and when asked the start and the end of every command, as the events engine does.
+    """
     trace, hardware = load_trace(trace_name), load_hardware(hardware_name)
     with without_memory():
         alone_s, _ = seconds(lambda: map_step(trace, hardware))
     first_s, program = seconds(lambda: map_step(trace, hardware))
-    again_s, program = seconds(lambda: map_step(trace, hardware))
-    compiled.simulate(program)  # compiles
-    compiled_s, counts = seconds(lambda: compiled.simulate(program))
-    events_s, counts = seconds(lambda: events.simulate(program))
-    price_s, _ = seconds(lambda: price(counts, hardware))
+    again_s, _ = seconds(lambda: map_step(trace, hardware))
+    compiled.simulate(program)  # loads what is compiled
+    compiled_s = min(seconds(lambda: compiled.simulate(replace(program)).ops)[0] for _ in range(5))
+    intervals_s = min(seconds(lambda: compiled.simulate(replace(program)).intervals)[0] for _ in range(5))
+    events_s, _ = seconds(lambda: events.simulate(program).ops)
+
+    def whole() -> Energy:
+        return simulate(trace, hardware, allow_dram_overflow=True).breakdown.total()
+
+    whole()
+    whole_s = min(seconds(whole)[0] for _ in range(3))
     return {
-        "trace": trace_name, "hardware": hardware_name, "tiles": program.tiles, "commands": len(program.sequence),
-        "map_alone_s": round(alone_s, 3), "map_s": round(first_s, 3), "map_again_s": round(again_s, 3),
-        "events_s": round(events_s, 3), "compiled_s": round(compiled_s, 3), "price_s": round(price_s, 3),
-        "events_over_compiled": round(events_s / compiled_s, 1), "tiles_per_s": round(program.tiles / compiled_s),
-        "events_commands_per_s": round(len(program.sequence) / events_s), "peak_mb": peak_mb(),
+        "trace": trace_name, "hardware": hardware_name, "tiles": program.tiles, "commands": len(program),
+        "map_op_by_op_ms": round(1e3 * alone_s), "map_first_ms": round(1e3 * first_s),
+        "map_again_ms": round(1e3 * again_s, 1), "events_ms": round(1e3 * events_s),
+        "compiled_ms": round(1e3 * compiled_s, 1), "with_every_interval_ms": round(1e3 * intervals_s, 1),
+        "events_over_compiled": round(events_s / compiled_s), "events_over_intervals": round(events_s / intervals_s),
+        "million_tiles_per_s": round(program.tiles / compiled_s / 1e6, 1),
+        "trace_to_breakdown_ms": round(1e3 * whole_s, 1), "peak_mb": peak_mb(),
     }  # fmt: skip
 
 
@@ -151,19 +169,27 @@ def executions() -> list[Row]:
 
 
 def sweeps() -> list[Row]:
-    """Design points a second, none of them seen before: every other one alone, the rest as a sweep."""
-    trace, name = load_trace("resnet20-cifar10-b32"), "eftrain-zcu102"
+    """Design points a second, none of them seen before: a few alone and without memory, the rest as a sweep."""
+    name = "eftrain-zcu102"
+    trace = load_trace("resnet74-cifar10-b128")
     settings = {
-        "prices": [f"board.board_idle=[1 W, {100 + i} W, 200 W]" for i in range(32)],
-        "bandwidth": [f"dram.bandwidth={1000 + 50 * i} MB/s" for i in range(32)],
+        "prices": [f"board.board_idle=[1 W, {100 + i} W, 200 W]" for i in range(36)],
+        "bandwidth": [f"dram.bandwidth={10_000 + 50 * i} MB/s" for i in range(36)],
+        "clock": [f"clock={80 + i} MHz" for i in range(36)],
+        "buffers": [f"buffers.input.size={190 - 2 * i} KiB" for i in range(36)],
+        "array": [f"array.out_channels={6 + i}" for i in range(12)],
     }
     rows: list[Row] = []
+
+    def totals(results: Iterable[Result]) -> list[int]:
+        return [result.breakdown.total().energy_aj for result in results]
+
     for what, values in settings.items():
-        points = [load_hardware(name, [value]) for value in values]
-        compiled.simulate(map_step(trace, load_hardware(name)))  # compiles
-        alone, swept = points[::2], points[1::2]
-        alone_s, _ = seconds(lambda alone=alone: [simulate(trace, point).cycles for point in alone])
-        many_s, _ = seconds(lambda swept=swept: [result.cycles for result in simulate_many(trace, swept)])
+        alone, swept = [load_hardware(name, [v]) for v in values[:4]], [load_hardware(name, [v]) for v in values[4:]]
+        with without_memory():
+            alone_s, _ = seconds(lambda alone=alone: totals(simulate(trace, point) for point in alone))
+        totals(simulate_many(trace, alone))
+        many_s, _ = seconds(lambda swept=swept: totals(simulate_many(trace, swept)))
         rows.append({"trace": trace.header.name, "hardware": name, "sweep": what, "points": len(swept),
                      "alone_points_per_s": round(len(alone) / alone_s, 1),
                      "points_per_s": round(len(swept) / many_s, 1)})  # fmt: skip
@@ -182,12 +208,20 @@ def cold_start() -> Row:
     }  # fmt: skip
 
 
-def table(rows: Sequence[Row]) -> None:
-    print("| " + " | ".join(key.replace("_", " ") for key in rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()) + " |")
-    print()
+def table(rows: Sequence[Row]) -> str:
+    lines = ["| " + " | ".join(key.replace("_", " ") for key in rows[0]) + " |", "|" + "---|" * len(rows[0])]
+    lines += ["| " + " | ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in row.values()) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def into_readme(text: str) -> None:
+    """Puts the tables where the README keeps them."""
+    readme = Path("README.md")
+    before, _, rest = readme.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    if not after:
+        sys.exit(f"README.md has lost the lines {BEGIN!r} and {END!r}; put them back where the tables belong")
+    readme.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def main() -> None:
@@ -197,14 +231,18 @@ def main() -> None:
         "steps": lambda: [step(*names) for names in STEPS], "growth": growth, "executions": executions,
         "training": lambda: [training()], "sweeps": sweeps, "cold_start": lambda: [cold_start()],
     }  # fmt: skip
+    shown: dict[str, str] = {}
     for name, measure in sections.items():
         rows = measure()
-        figures[name] = rows
-        table(rows)
+        figures[name], shown[name] = rows, table([{k: v for k, v in row.items() if k not in HIDDEN} for row in rows])
+        print(table(rows), end="\n\n")
     out = Path("build/bench.json")
     out.parent.mkdir(exist_ok=True)
     out.write_text(json.dumps(figures, indent=1) + "\n")
     print(f"written: {out}")
+    if "--readme" in sys.argv[1:]:
+        into_readme("\n\n".join(shown[name] for name in ("steps", "training", "sweeps", "cold_start")))
+        print("written: README.md")
 
 
 if __name__ == "__main__":

@@ -173,5 +173,14 @@ def _intervals(program: Program, plan: _Plan) -> Intervals:
     if plan.order is not None:
         start = np.zeros(len(placed), dtype=np.int64)
         start[plan.order] = placed
-    longest = np.array([c.cycles for c in program.commands], dtype=np.int64)
-    return Intervals(start, start + longest[program.sequence])
+    return Intervals(start, start + _lengths(program))
+
+
+def _lengths(program: Program) -> Integers:
+    """The cycles of every command, in program order."""
+    longest = program.timed.longest
+    each = [
+        np.concatenate([np.zeros(0, np.int64), *(np.tile(longest[first + run.chunk], run.times) for run in body.runs)])
+        for (body, _, _), first in zip(program.distinct, program.arrays.first.tolist(), strict=False)
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *(each[which] for which in program.which)])
