@@ -37,8 +37,9 @@ test: .venv/tests
 nightly: .venv/tests
 	JOULETRACE_PROFILE=nightly $(PYTEST)
 
+# How fast steps, trainings and sweeps are replayed; rewrites the tables of the README and build/bench.json.
 bench: .venv/installed
-	$(BIN)/python tests/bench.py
+	$(BIN)/python tests/bench.py --readme
 
 # Every published measurement beside what is simulated, on the terminal and in the manual; fails if a row misses.
 validate: .venv/installed
