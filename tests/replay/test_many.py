@@ -13,11 +13,11 @@ from jouletrace.errors import EnergyError, MappingError
 from jouletrace.hardware.energy import PriceList
 from jouletrace.hardware.load import digest, list_hardware, load_hardware
 from jouletrace.hardware.spec import EnergyTable, Hardware
+from jouletrace.mapping.designs import weighs_prices
 from jouletrace.mapping.memory import SWITCH
 from jouletrace.mapping.program import Program
 from jouletrace.mapping.step import map_step
 from jouletrace.replay import step as single
-from jouletrace.mapping.designs import weighs_prices
 from jouletrace.testing import hardware_specs
 from jouletrace.testing.steps import Step
 from jouletrace.trace.model import Trace
@@ -127,7 +127,7 @@ def test_of_an_energy_sweep_only_the_first_point_is_mapped(mapped: list[str]) ->
 @pytest.mark.parametrize(
     "setting",
     ["clock=50 MHz", "dram.bandwidth=1 GB/s", "dram.device.row=512 B", "board.dram=1 GiB", "vector.lanes=1",
-     "streams.input.start_cycles=41", "buffers.input.word=64 bit", "dram.device.timing_cycles.tRC=99", *ENERGY],
+     "streams.input.start_cycles=41", "array.out_channels=8", "buffers.input.size=150 KiB", "buffers.input.word=64 bit", "dram.device.timing_cycles.tRC=99", *ENERGY],
 )  # fmt: skip
 def test_whatever_else_differs_is_mapped_anew(setting: str, mapped: list[str]) -> None:
     sweep = [load_hardware("eftrain-zcu102"), load_hardware("eftrain-zcu102", [setting])]
@@ -141,6 +141,7 @@ def asks_prices(hardware: Hardware) -> bool:
     asked: list[Hardware] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SWITCH, "1")
+        map_step(TRACE, hardware)  # some modules are imported when they are needed
         for name, module in list(sys.modules.items()):
             prices = getattr(module, "price_list", None)
             if name.startswith("jouletrace.mapping.") and prices is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
 
-__all__ = ["built", "run", "vector_part", "weighs_prices"]
+__all__ = ["Same", "built", "run", "searched", "vector_part", "weighs_prices"]
 
 # The buffer through which the vector unit streams.
 VECTOR_BUFFER = "vector"
@@ -38,6 +38,11 @@ _RATES: dict[str, Any] = {
     "clock_hz": True,
     "dram": {**_DRAM_PRICES, "bandwidth_bytes_per_second": True, "efficiency": True},
 }
+# What neither the tilings that fit nor what they take depend on.
+_NOT_SEARCHED: dict[str, Any] = {
+    **_TEXTS, "clock_hz": True, "vector": True, "host": True, "dram": True, "board": True, "energy": True,
+    "array": {"tilings": True, "schedule": {"objective": True}},
+}  # fmt: skip
 
 
 def weighs_prices(hardware: Hardware) -> bool:
@@ -50,7 +55,7 @@ def weighs_prices(hardware: Hardware) -> bool:
 
 def run(hardware: Hardware) -> str:
     """All that the cycles and counts of a step follow from."""
-    return _text(_Same(hardware), "texts" if weighs_prices(hardware) else "prices")
+    return _text(Same(hardware), "texts" if weighs_prices(hardware) else "prices")
 
 
 def built(hardware: Hardware) -> str:
@@ -60,23 +65,28 @@ def built(hardware: Hardware) -> str:
     the accelerator, so that its clock matters.
     """
     if isinstance(hardware.array, ChannelParallel) and hardware.host is None:
-        return _text(_Same(hardware), "rates")
+        return _text(Same(hardware), "rates")
     return run(hardware)
 
 
 def vector_part(hardware: Hardware) -> str:
     """All that the commands of an op on the vector unit, or on the host, follow from: nothing of the array."""
-    return _text(_Same(hardware), "host" if hardware.host is not None else "vector")
+    return _text(Same(hardware), "host" if hardware.host is not None else "vector")
 
 
-class _Same:
-    """A hardware compared by identity: what its text is was worked out before."""
+def searched(hardware: Hardware) -> str:
+    """All that the tilings that fit, and what they take, follow from."""
+    return _text(Same(hardware), "candidates")
+
+
+class Same:
+    """A hardware compared by identity: what follows from it is found again without a look at it."""
 
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.hardware is self.hardware
+        return isinstance(other, Same) and other.hardware is self.hardware
 
     def __hash__(self) -> int:
         return id(self.hardware)
@@ -84,13 +94,13 @@ class _Same:
 
 _WITHOUT: dict[str, dict[str, Any]] = {
     "texts": _TEXTS, "prices": _PRICES, "rates": _RATES, "vector": {**_RATES, "array": True},
-    "host": {**_PRICES, "array": True},
+    "host": {**_PRICES, "array": True}, "candidates": _NOT_SEARCHED,
 }  # fmt: skip
 
 
 @lru_cache(maxsize=128)
-def _text(same: _Same, without: str) -> str:
+def _text(same: Same, without: str) -> str:
     exclude = _WITHOUT[without]
-    if "array" in exclude:
+    if exclude.get("array") is True:
         exclude = {**exclude, "buffers": {name for name in same.hardware.buffers if name != VECTOR_BUFFER}}
     return same.hardware.model_dump_json(by_alias=True, exclude=exclude)

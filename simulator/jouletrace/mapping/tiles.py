@@ -20,6 +20,7 @@ import numpy as np
 
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.designs import Same, searched
 from jouletrace.mapping.loops import Loops, array_of, channels_at_once
 from jouletrace.mapping.remembered import Seen
 from jouletrace.mapping.tile_costs import costs, under
@@ -92,7 +93,7 @@ def choose(op: Op, loops: Loops, hardware: Hardware, base: Tile | None = None) -
     for given in (base, _published(op, loops, hardware)):
         if given is not None and _fits(given, loops, hardware):
             return given
-    found = _search(loops, hardware) if is_off() else _searched(loops, _Identity(hardware))
+    found = _search(loops, hardware) if is_off() else _searched(loops, Same(hardware))
     if found is None:
         raise _too_small(op, _smallest(loops, hardware), loops, hardware)
     return found
@@ -136,27 +137,6 @@ def _smallest(loops: Loops, hardware: Hardware) -> Tile:
 # -- the search
 
 
-class _Identity:
-    """Hardware compared by identity, so that what was chosen is found again without a look at it."""
-
-    def __init__(self, hardware: Hardware) -> None:
-        self.hardware = hardware
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Identity) and other.hardware is self.hardware
-
-    def __hash__(self) -> int:
-        return id(self.hardware)
-
-
-# What neither candidates nor their costs depend on. Whatever a spec gains later is compared until it is named here.
-_NOT_SEARCHED = {
-    "name": True, "description": True, "citation": True, "provenance": True, "clock_hz": True, "vector": True,
-    "host": True, "dram": True, "board": True, "energy": True,
-    "array": {"tilings": True, "schedule": {"objective": True}},
-}  # fmt: skip
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Found:
     """Candidates of a search, int64[candidates] for every field of a tile, and what they take."""
@@ -176,15 +156,9 @@ class _Found:
 
 
 @lru_cache(maxsize=4096)
-def _searched(loops: Loops, identity: _Identity) -> Tile | None:
-    found = _KEPT.contenders(loops, _design(identity))
-    return None if found is None else found.best(loops, identity.hardware)
-
-
-@lru_cache(maxsize=64)
-def _design(identity: _Identity) -> Seen:
-    hardware = identity.hardware
-    return Seen(hardware.model_dump_json(exclude=_NOT_SEARCHED), hardware)
+def _searched(loops: Loops, same: Same) -> Tile | None:
+    found = _KEPT.contenders(loops, Seen(searched(same.hardware), same.hardware))
+    return None if found is None else found.best(loops, same.hardware)
 
 
 class _Kept:
