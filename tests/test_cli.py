@@ -1,6 +1,7 @@
 """The command line as a user meets it: what it prints, what it writes, and that both are the same every time."""
 
 import csv
+import gc
 import json
 import sys
 from pathlib import Path
@@ -36,6 +37,27 @@ def test_help_imports_nothing_heavy() -> None:
     assert not imported & {"numpy", "scipy", "simpy", "networkx", "pydantic", "yaml", "rich", "torch"}
     for name in ("run", "diff", "capture", "traces", "hardware", "show", "check", "cache"):
         assert f"\n    {name} " in outcome.out
+
+
+def test_run_imports_what_it_needs() -> None:
+    """One step on one array: no other array, no training, no strategy, and no package that only these need."""
+    outcome = command(*STEP, PYTHONPROFILEIMPORTTIME="1", JOULETRACE_NO_NUMBA="1")
+    assert outcome.code == 0
+    imported = {line.rpartition("|")[2].strip() for line in outcome.err.splitlines()}
+    assert {"jouletrace.replay.step", "jouletrace.mapping.channel_parallel", "rich.table"} <= imported
+    assert not imported & {"scipy", "networkx", "numba", "torch", "onnx", "matplotlib"}
+    assert not {name for name in imported if name.startswith(("jouletrace.strategies", "jouletrace.capture"))}
+    assert not imported & {
+        "jouletrace.replay.run", "jouletrace.replay.family", "jouletrace.report.export",
+        "jouletrace.mapping.row_stationary", "jouletrace.mapping.systolic",
+    }  # fmt: skip
+
+
+def test_whoever_calls_main_gets_the_garbage_collector_back() -> None:
+    before = gc.get_threshold()
+    assert main([*PART]) == 0
+    assert main(["run", "no-such-trace", "--hardware", "eftrain-zcu102"]) == 2
+    assert gc.get_threshold() == before
 
 
 def test_report_shows_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +189,7 @@ def test_interrupt_is_told_and_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jouletrace.replay.simulate", interrupt)
+    monkeypatch.setattr("jouletrace.replay.step.simulate", interrupt)
     Path("a.json").write_text("precious")
     assert main([*PART, "--json", "a.json"]) == 130
     assert capsys.readouterr().err == "interrupted; no output file was changed\n"

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from jouletrace.comparison import Comparison, compare
     from jouletrace.hardware.load import list_hardware, load_hardware
     from jouletrace.hardware.spec import Hardware
-    from jouletrace.replay import reproduce, simulate, simulate_many, simulate_run
+    from jouletrace.replay.many import simulate_many
+    from jouletrace.replay.run import simulate_run
+    from jouletrace.replay.step import reproduce, simulate
     from jouletrace.result import Result, RunResult, load_result
     from jouletrace.strategies.base import Strategy, apply
     from jouletrace.strategies.registry import strategy
@@ -91,10 +93,10 @@ _HOME = {
     "load_trace": "trace.io",
     "read_decisions": "trace.decisions",
     "record": "capture.recorder",
-    "reproduce": "replay",
-    "simulate": "replay",
-    "simulate_many": "replay",
-    "simulate_run": "replay",
+    "reproduce": "replay.step",
+    "simulate": "replay.step",
+    "simulate_many": "replay.many",
+    "simulate_run": "replay.run",
     "strategy": "strategies.registry",
     "training_run": "trace.activities",
     "write_trace": "trace.io",

@@ -79,7 +79,6 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     step = with_batch(jouletrace.load_trace("resnet20-cifar10-b32"), 2)
     hardware, kept = load_hardware("zedboard-int8"), memory.Mapped()
     monkeypatch.setattr(memory, "mapped", lambda _: kept)
-    monkeypatch.setattr("jouletrace.mapping.step.mapped", lambda _: kept)
     monkeypatch.setattr(memory, "PLACES", 20_000)
     once = contents(map_step(step, hardware, ops=step.ops))
     assert 0 < kept.places <= 20_000

@@ -299,6 +299,16 @@ def test_shipped_traces_are_found_by_name_and_files_by_path(shipped: Path) -> No
         assert load_trace(name) == small_step()
 
 
+def test_a_shipped_trace_is_read_again_only_when_its_file_is_another(shipped: Path) -> None:
+    name = list_traces()[0]
+    path = next(shipped.glob(f"{name}.jsonl*"))
+    first = load_trace(name)
+    assert load_trace(name) is first
+    os.utime(path, ns=(0, 0))
+    assert load_trace(name) is not first
+    assert load_trace(name) == first
+
+
 def test_unknown_name_lists_what_there_is(shipped: Path) -> None:
     with pytest.raises(UsageError) as caught:
         load_trace("smal-b2")

@@ -57,7 +57,8 @@ def execute(arguments: argparse.Namespace) -> None:
         return
     with outputs({what: path for what in FILES if (path := getattr(arguments, what))}) as files:
         result = _replay(arguments)
-        _write(result, files)
+        if files:
+            _write(result, files)
 
     from jouletrace.report.table import print_report
 
@@ -77,7 +78,7 @@ def _write(result: Result, files: Mapping[str, Output]) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> Result:
-    from jouletrace.replay import reproduce, simulate
+    from jouletrace.replay.step import reproduce, simulate
 
     if arguments.source:
         if any(getattr(arguments, what) for what in INPUTS):

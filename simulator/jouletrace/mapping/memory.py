@@ -1,22 +1,27 @@
 """Ops that were mapped before, by all that the mapping of an op looks at.
 
 A network repeats few shapes, a step repeats them in its micro-batches, and a study maps nearly the same step again and
-again. So what an op became is kept, and equal ops of this and of later steps become the same. The environment variable
+again. So what an op became is kept, and equal ops of this and of later steps become the same. What this process has not
+mapped yet another one may have: what the ops of a step became is one blob on disk. The environment variable
 ``JOULETRACE_NO_CACHE=1`` turns it off; programs are the same, to the last command.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
+from jouletrace.hardware.spec import Hardware
+from jouletrace.mapping.designs import built, vector_part
 from jouletrace.mapping.fusion import FusionPlan
 from jouletrace.mapping.loops import unpadded
 from jouletrace.mapping.program import OpProgram
-from jouletrace.store.settings import SWITCH, is_off
+from jouletrace.mapping.stored import packed, unpacked
+from jouletrace.store.blobs import Key, Store, key
+from jouletrace.store.settings import SWITCH, is_off, open_store
 from jouletrace.trace.model import Attention, Conv, Gemm, Op, Tensor, Trace
 
-__all__ = ["SWITCH", "Mapped", "content", "is_off", "mapped"]
+__all__ = ["SWITCH", "Known", "Mapped", "content", "is_off", "mapped"]
 
 # Of how many parts of hardwares ops are kept, and how many commands and places in sequences of each (some 100 MB).
 BUILDS = 32
@@ -47,13 +52,16 @@ def content(op: Op, trace: Trace, fusion: FusionPlan, riders: Mapping[str, str])
 
 
 class _Content:
-    """A large value of many parts that is hashed once."""
+    """A large value of many parts that is hashed once, and shown as what it is."""
 
     __slots__ = ("hash", "value")
 
     def __init__(self, value: Hashable) -> None:
         self.value = value
         self.hash = hash(value)
+
+    def __repr__(self) -> str:
+        return repr(self.value)
 
     def __hash__(self) -> int:
         return self.hash
@@ -135,3 +143,62 @@ def mapped(part: str) -> Mapped:
     while len(_BUILDS) > BUILDS:
         _BUILDS.popitem(last=False)
     return found
+
+
+# Whether the array computes an op, and all that its mapping looks at besides the hardware.
+Wanted = tuple[bool, Hashable]
+
+
+class Known:
+    """What the ops of a step become on a hardware, as far as this process or another one has mapped them.
+
+    What memory lacks is looked for on disk, all of it in one blob, and what is mapped in its place is written there at
+    the end. The blob is named by the parts of the hardware and by the contents that were lacking, as text.
+    """
+
+    def __init__(self, hardware: Hardware, wanted: Iterable[Wanted]) -> None:
+        texts = vector_part(hardware), built(hardware)
+        self._parts = tuple(map(mapped, texts))
+        self._lacking = [each for each in dict.fromkeys(wanted) if self.find(each) is None]
+        self._fresh: dict[Wanted, OpProgram] = {}
+        self._missed: tuple[Store, Key] | None = None
+        store = open_store() if self._lacking else None
+        if store is not None:
+            blob = key("mapped_ops", *(text.encode() for text in texts), repr(self._lacking).encode())
+            self._missed = None if self._is_read(store, blob) else (store, blob)
+
+    def find(self, wanted: Wanted) -> OpProgram | None:
+        """What an op of this content became."""
+        on_array, content = wanted
+        return self._parts[on_array].find(content)
+
+    def keep(self, wanted: Wanted, body: OpProgram) -> None:
+        """Remembers what an op of this content has become."""
+        on_array, content = wanted
+        self._parts[on_array].keep(content, body)
+        self._fresh[wanted] = body
+
+    def write(self) -> None:
+        """Leaves what was lacking to other processes, once all of it has been mapped."""
+        if self._missed is None or any(each not in self._fresh for each in self._lacking):
+            return
+        data = packed([self._fresh[each] for each in self._lacking])
+        if data is not None:
+            store, blob = self._missed
+            store.put(blob, data)
+
+    def _is_read(self, store: Store, blob: Key) -> bool:
+        """Whether all that is lacking was on disk; it is in memory then."""
+        data = store.get(blob)
+        if data is None:
+            return False
+        try:
+            bodies = unpacked(data)
+        except ValueError:
+            bodies = ()
+        if len(bodies) != len(self._lacking):
+            store.discard(blob)
+            return False
+        for (on_array, content), body in zip(self._lacking, bodies, strict=True):
+            self._parts[on_array].keep(content, body)
+        return True

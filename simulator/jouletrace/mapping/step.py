@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import NamedTuple
 
 from jouletrace.errors import MappingError, UsageError, did_you_mean
 from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
 from jouletrace.mapping.channel_parallel import ChannelParallelMapper, tile_of
-from jouletrace.mapping.designs import built, vector_part
+from jouletrace.mapping.designs import built
 from jouletrace.mapping.fusion import FusionPlan, as_stored, plan_fusion
 from jouletrace.mapping.loops import Loops, loops
-from jouletrace.mapping.memory import content, is_off, mapped
+from jouletrace.mapping.memory import Known, Wanted, content, is_off
 from jouletrace.mapping.plan import Base, base_of
 from jouletrace.mapping.program import OpInfo, Program, ProgramBuilder
 from jouletrace.mapping.remembered import Seen, remembered
-from jouletrace.mapping.row_stationary import map_row_stationary
-from jouletrace.mapping.systolic import map_systolic
 from jouletrace.mapping.tiles import Tile, choose
 from jouletrace.mapping.transfer import Memory, port
 from jouletrace.mapping.vector import map_vector
@@ -116,36 +115,31 @@ def _mapped(trace: Trace, hardware: Hardware, ops: Collection[Op], base: Trace |
     stored = as_stored(trace, fusion)
     if base is not None and planned_fusion is not None:
         base = as_stored(base, planned_fusion)
-    rides, awaited = _edges(trace, fusion)
-    kept = None if is_off() else (mapped(vector_part(hardware)), mapped(built(hardware)))
-    base_edges = None if planned_fusion is None else (planned_fusion, riders(planned_fusion))
-    tiles: dict[object, Tile | None] = {}
+    awaited = _awaited(trace, fusion)
+    looks = _looks(ops, stored, hardware, fusion, base, planned_fusion)
+    known = None if is_off() else Known(hardware, (look.wanted for look in looks.values()))
     waits: dict[str, tuple[int, ...]] = {}
     problems: list[str] = []
     previous: tuple[int, ...] = ()
     for op in ops:
-        host = fusion.hosts.get(op.name)
+        host, look = fusion.hosts.get(op.name), looks[op.name]
         after = {i for name in awaited(op) if name != host for i in waits.get(name, ())}
         info = OpInfo(op.name, op.layer, op.phase, op.kind, op.macs)
         with builder.op(info, after=after | set(previous if in_turn else ())) as index:
-            try:
-                planned = base_of(op, base)
-                key = (content(op, stored, fusion, rides), None if planned is None or base_edges is None else
-                       content(planned.op, planned.trace, *base_edges))
-                if key not in tiles:
-                    tiled = channels is not None and _on_array(op, hardware)
-                    tiles[key] = tile_of(op, stored, hardware, planned) if tiled else None
-                tile = tiles[key]
-                memory_of = None if kept is None else kept[_on_array(op, hardware)]
-                known = None if memory_of is None else memory_of.find((*key, tile))
-                if known is not None:
-                    builder.repeat(known)
-                else:
-                    body = builder.recorded(_map(op, stored, hardware, memory, channels, tile, fusion, planned))
-                    if memory_of is not None:
-                        memory_of.keep((*key, tile), body)
-            except MappingError as error:
-                problems += error.problems
+            found = None if known is None else known.find(look.wanted)
+            if look.problems:
+                problems += look.problems
+            elif found is not None:
+                builder.repeat(found)
+            else:
+                try:
+                    found = builder.recorded(
+                        _map(op, stored, hardware, memory, channels, look.tile, fusion, look.planned)
+                    )
+                    if known is not None:
+                        known.keep(look.wanted, found)
+                except MappingError as error:
+                    problems += error.problems
         # An op without commands passes on what it waits for.
         waits[op.name] = (index,) if builder.has_commands(index) else tuple(sorted(after))
         if host is not None:  # its result leaves with its host's store
@@ -153,7 +147,43 @@ def _mapped(trace: Trace, hardware: Hardware, ops: Collection[Op], base: Trace |
         previous = waits[op.name] or previous
     if problems:
         raise MappingError(problems)
+    if known is not None:
+        known.write()
     return builder.build(memory.port())
+
+
+class _Look(NamedTuple):
+    """What there is to say about an op before it is mapped: a tile if it gets one, or why it gets none."""
+
+    planned: Base | None
+    tile: Tile | None
+    wanted: Wanted
+    problems: tuple[str, ...]
+
+
+def _looks(
+    ops: Collection[Op], trace: Trace, hardware: Hardware, fusion: FusionPlan, base: Trace | None,
+    planned_fusion: FusionPlan | None,
+) -> dict[str, _Look]:  # fmt: skip
+    rides = riders(fusion)
+    planned_edges = None if planned_fusion is None else (planned_fusion, riders(planned_fusion))
+    tiles: dict[object, Tile | None] = {}
+    looks: dict[str, _Look] = {}
+    for op in ops:
+        planned = base_of(op, base)
+        instead = None
+        if planned is not None and planned_edges is not None:
+            instead = content(planned.op, planned.trace, *planned_edges)
+        like, on_array = (content(op, trace, fusion, rides), instead), _on_array(op, hardware)
+        problems: tuple[str, ...] = ()
+        if like not in tiles and on_array and isinstance(hardware.array, ChannelParallel):
+            try:
+                tiles[like] = tile_of(op, trace, hardware, planned)
+            except MappingError as error:
+                problems = error.problems
+        tile = tiles.get(like)
+        looks[op.name] = _Look(planned, tile, (on_array, (*like, tile)), problems)
+    return looks
 
 
 def _on_array(op: Op, hardware: Hardware) -> bool:
@@ -174,8 +204,8 @@ def serial(hardware: Hardware) -> bool:
 
 
 @remembered(8)
-def _edges(trace: Trace, fusion: FusionPlan) -> tuple[dict[str, str], Callable[[Op], list[str]]]:
-    """The riders of a step, and whom its ops await, each worked out once."""
+def _awaited(trace: Trace, fusion: FusionPlan) -> Callable[[Op], list[str]]:
+    """Whom the ops of a step await, each worked out once."""
     edges = Edges(trace, fusion)
     known: dict[str, list[str]] = {}
 
@@ -185,7 +215,7 @@ def _edges(trace: Trace, fusion: FusionPlan) -> tuple[dict[str, str], Callable[[
             found = known[op.name] = edges.of(op)
         return found
 
-    return edges.riders, awaited
+    return awaited
 
 
 class Edges:
@@ -228,6 +258,11 @@ def _map(
         return map_vector(op, trace, hardware, memory, fusion, base)
     if channels is not None and tile is not None:
         return channels.map(op, trace, tile)
+    # Imported where it is needed: a run needs one array.
     if isinstance(hardware.array, RowStationary):
+        from jouletrace.mapping.row_stationary import map_row_stationary
+
         return map_row_stationary(op, trace, hardware, memory, fusion, base)
+    from jouletrace.mapping.systolic import map_systolic
+
     return map_systolic(op, trace, hardware, memory, base)
