@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from hypothesis import strategies as st
 from jouletrace.engine import compiled, events
 from jouletrace.engine.compose import compose
 from jouletrace.engine.family import ABSENT, Family, Slot, concatenate
+from jouletrace.engine.parts import Part, parts_of
 from jouletrace.errors import MappingError, UsageError
 from jouletrace.hardware.load import list_hardware, load_hardware
 from jouletrace.hardware.spec import ChannelParallel
-from jouletrace.mapping.program import OpProgram, Program, ProgramBuilder, Run
+from jouletrace.mapping.program import OpProgram, Port, Program, ProgramBuilder, Run
 from jouletrace.mapping.step import map_step
 from jouletrace.trace.io import load_trace
 
@@ -189,6 +191,18 @@ def test_equal_to_events_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     check()
 
 
+def test_iterations_that_are_too_many_side_by_side_go_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two seams are too many, every iteration that differs goes alone."""
+    monkeypatch.setattr("jouletrace.engine.compose.ENTRIES", 1)
+
+    @cases(300)
+    @given(families())
+    def check(drawn: tuple[Family, list[list[int]]]) -> None:
+        assert_exact(*drawn)
+
+    check()
+
+
 @cases(500)
 @given(families(), st.integers(0, 7))
 def test_iterations_do_not_depend_on_one_another(drawn: tuple[Family, list[list[int]]], last: int) -> None:
@@ -241,6 +255,21 @@ def test_sums_beyond_64_bits() -> None:
     one = family(toy(("a", 2**58 + 1)), [()])
     run = compose(one, np.zeros((100, 1), dtype=np.int16))
     assert run.end_cycles == ((100 * (2**58 + 1),),)
+
+
+def test_families_share_what_they_executed() -> None:
+    """A run with further variants executes these alone; at another rate of the port, everything is another."""
+    program = toy(("a", 5), ("b", 6), ("b", 3)).build()
+    a, whole, half = program.bodies
+
+    def parts(*variants: OpProgram, port: Port = program.port) -> list[Part]:
+        slots = (Slot((a,)), Slot(variants, after=(0,)))
+        one = Family(slots, program.engines, program.pools, program.ops[:2], port=port)
+        return [placed.part for placed in parts_of(one).of[1]]
+
+    few, more = parts(whole), parts(whole, half)
+    assert more[0] is few[0]
+    assert parts(whole, port=Port(bytes_per_cycle=Fraction(7)))[0] is not few[0]
 
 
 def test_no_iterations_and_no_slots() -> None:

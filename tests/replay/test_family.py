@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import jouletrace
 from jouletrace.hardware.spec import Hardware
 from jouletrace.mapping.step import map_step
-from jouletrace.replay.family import _Options, _products
+from jouletrace.replay.family import _products
+from jouletrace.replay.variants import Options
 from jouletrace.strategies.registry import strategy
 from jouletrace.testing import blocks
 from jouletrace.testing.steps import Step
@@ -30,7 +31,7 @@ def agree(step: Trace, hardware: Hardware) -> None:
     """For every number of samples, in no order that would help: the extremes are whole steps, the others excerpts."""
     units = [unit.name for unit in residual_units(step)]
     batch = step.header.batch
-    options = _Options(step, step, units, hardware)
+    options = Options(step, step, units, hardware)
     options.add([1, batch - 1])
     options.add(range(1, batch))
     for n in range(1, batch):

@@ -9,7 +9,7 @@ from jouletrace.errors import MappingError
 from jouletrace.mapping.arrays import Arrays
 from jouletrace.mapping.program import Program
 
-__all__ = ["check", "serial_cycles"]
+__all__ = ["check", "problems", "serial_cycles"]
 
 
 def serial_cycles(program: Program) -> list[int]:
@@ -30,6 +30,25 @@ def check(program: Program) -> None:
     A command holds at least one engine, each once; cycles are not negative, credits positive, indices
     known; all takers of a pool have one driver, and so have all givers.
     """
+    found = _of_port(program)
+    if found or any(body.problems for body, _, _ in program.distinct) or program.arrays not in _SOUND:
+        found += _problems(program)
+    if found:
+        raise MappingError(list(dict.fromkeys(found)))
+    _SOUND.add(program.arrays)
+    # A serial run, with every transfer's port cycles apart from its own, bounds the cycles of any run.
+    each = zip(serial_cycles(program), program.distinct, strict=True)
+    if 2 * sum(cycles * placed.times for cycles, placed in each) >= 2**63:
+        raise MappingError("the commands take more cycles than 64 bits can count; split the step")
+
+
+def problems(program: Program) -> list[str]:
+    """What :func:`check` refuses, except for too many cycles; a sentence for each."""
+    return list(dict.fromkeys([*_of_port(program), *_problems(program)]))
+
+
+def _of_port(program: Program) -> list[str]:
+    """What is wrong with a program at its port."""
     problems: list[str] = []
     port = program.port.engine if program.port.arbitration == "round_robin" else None
     if port is not None and not 0 <= port < len(program.engines):
@@ -43,15 +62,7 @@ def check(program: Program) -> None:
             f"command {c.name!r} is driven by the round-robin port; put the stream that moves the data first"
             for c in body.commands if c.holds and place.engines[c.holds[0][0]] == port
         ]  # fmt: skip
-    if problems or any(body.problems for body, _, _ in program.distinct) or program.arrays not in _SOUND:
-        problems += _problems(program)
-    if problems:
-        raise MappingError(list(dict.fromkeys(problems)))
-    _SOUND.add(program.arrays)
-    # A serial run, with every transfer's port cycles apart from its own, bounds the cycles of any run.
-    each = zip(serial_cycles(program), program.distinct, strict=True)
-    if 2 * sum(cycles * placed.times for cycles, placed in each) >= 2**63:
-        raise MappingError("the commands take more cycles than 64 bits can count; split the step")
+    return problems
 
 
 def _problems(program: Program) -> list[str]:

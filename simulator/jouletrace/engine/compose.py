@@ -13,26 +13,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from operator import add
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jouletrace.engine.check import check, serial_cycles
 from jouletrace.engine.family import ABSENT, Family
-from jouletrace.engine.recurrence import Turns, clocks, execute, kernel, survey
+from jouletrace.engine.parts import Part, first_terms, parts_of
+from jouletrace.engine.recurrence import kernel
 from jouletrace.engine.seams import NEVER, Use, settle, structure
-from jouletrace.errors import MappingError, UsageError
-from jouletrace.mapping.arrays import joined, rows
-from jouletrace.mapping.op_program import Integers, OpProgram
-from jouletrace.mapping.program import OpInfo, Program
+from jouletrace.errors import UsageError
+from jouletrace.mapping.op_program import Integers
 
 __all__ = ["Choices", "Columns", "Composed", "compose"]
 
-# How many ways to be ready are remembered of an op.
-WAYS = 4096
-# Behind every start.
-NEVER_STARTS = 1 << 62
+# How many numbers all seams together may be; beyond it, fewer iterations go side by side.
+ENTRIES = 1 << 22
 Choices = NDArray[np.int16]
 
 
@@ -49,6 +46,16 @@ class Columns:
         """The choices ``choice[iteration, slot]``, a column for each slot."""
         rows = np.ascontiguousarray(choice.T)
         return cls(tuple(rows), tuple(range(len(rows))), len(choice))
+
+    def halves(self) -> tuple[Columns, Columns]:
+        """The choices of the first half of all iterations, and of the others."""
+        half = self.iterations // 2
+        return (
+            Columns(tuple([some[:half] for some in self.distinct]), self.of, half),
+            Columns(tuple([some[half:] for some in self.distinct]), self.of, self.iterations - half),
+        )
+
+
 Sums = tuple[tuple[int, ...], ...]
 
 
@@ -65,6 +72,18 @@ class Composed:
     end_cycles: Sums
     span_cycles: Sums
     frontier_cycles: Sums
+
+    def with_more(self, other: Composed) -> Composed:
+        """These iterations, and then others."""
+        return Composed(
+            np.concatenate([self.cycles, other.cycles]),
+            _added(self.occurrences, other.occurrences), _added(self.end_cycles, other.end_cycles),
+            _added(self.span_cycles, other.span_cycles), _added(self.frontier_cycles, other.frontier_cycles),
+        )  # fmt: skip
+
+
+def _added(some: Sums, others: Sums) -> Sums:
+    return tuple([tuple(map(add, a, b)) for a, b in zip(some, others, strict=True)])
 
 
 def compose(
@@ -92,14 +111,25 @@ def compose(
     >>> compose(family, np.array([[0, 0, 0], [0, -1, 0], [-1, 0, -1]], dtype=np.int16)).cycles.tolist()
     [12, 9, 3]
     """
-    run = _Run(family, _checked(family, choice))
-    k = 0
+    columns, slots = _checked(family, choice), len(family.slots)
+    composed = _composed(family, columns, progress)
+    if progress is not None:
+        progress(slots, slots)
+    return composed
+
+
+def _composed(family: Family, columns: Columns, progress: Callable[[int, int], None] | None) -> Composed:
+    """All iterations side by side, or first one half of them and then the other where that needs too much memory."""
+    run, k = _Run(family, columns), 0
     while k < len(family.slots):
         if progress is not None:
             progress(k, len(family.slots))
-        k = run.go_on(k)
-    if progress is not None:
-        progress(k, k)
+        end = run.go_on(k)
+        if end is None:
+            del run
+            one, other = (_composed(family, half, progress) for half in columns.halves())
+            return one.with_more(other)
+        k = end
     return run.result()
 
 
@@ -131,104 +161,23 @@ def _checked(family: Family, choice: Choices | Columns) -> Columns:
     return columns
 
 
-# An op alone: one turn of one body, which awaits nobody.
-_ALONE = Turns(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), *rows([()]))
-_UNRECORDED = np.zeros(0, dtype=np.int64)
+_ABSENT_USE = Use(True, frozenset(), frozenset())
 
 
-class _Part:
-    """An OpProgram with everything needed to execute it; its terms are those of its engines and pools."""
+@dataclass(frozen=True, eq=False, slots=True)
+class _Alike:
+    """Pairs of a stretch that choose variants with the same terms, ordered by variant.
 
-    def __init__(self, body: OpProgram, family: Family, first_term: list[int]) -> None:
-        self.body = body
-        self.is_empty = not body.runs
-        place = family.place(body)
-        self.terms = np.array(
-            [*place.engines, *(t for p in place.pools for t in range(first_term[p], first_term[p + 1]))], dtype=np.int64
-        )
-        arrays = joined([body], [tuple(range(len(body.engines)))], [tuple(range(len(body.pools)))])
-        self.commands, self.runs = arrays.timed(family.port.bytes_per_cycle), arrays.runs
-        credits = np.array([pool.credits for pool in body.pools], dtype=np.int64)
-        level, ring_size = credits.copy(), np.maximum(credits, 1)
-        stuck = kernel(survey)(_ALONE, self.commands, self.runs, level, ring_size)
-        # What goes into an op are single credits, each with its own cycle; every give adds an entry.
-        self.ring_size = np.maximum(np.minimum(ring_size, credits + np.array(body.gives, dtype=np.int64)), 1)
-        self.problem = ""
-        if stuck >= 0:
-            name = body.commands[int(self.runs.sequence[stuck])].name
-            self.problem = f"takes credits at command {stuck} ({name!r}) that none of its earlier commands has given"
-        elif (level != credits).any():
-            pool = body.pools[int(np.flatnonzero(level != credits)[0])]
-            self.problem = f"does not leave {pool.name!r} with the {pool.credits} credits that it started with"
-        held = frozenset(tuple(sorted(place.engines[engine] for engine, _ in c.holds)) for c in body.commands)
-        taken = {len(family.engines) + place.pools[pool] for pool, _ in body.takers}
-        self.use = Use(False, held, frozenset({engine for team in held for engine in team} | taken))
-        self._memory: dict[bytes, tuple[Integers, int, int]] = {}
-
-    def execute(self, ready: Integers) -> tuple[Integers, int, int]:
-        """The terms behind the op, its first start and its last end, if its terms are ``ready`` before it."""
-        key = ready.tobytes()
-        if key not in self._memory:
-            if len(self._memory) >= WAYS:
-                self._memory.clear()
-            self._memory[key] = self._execute(ready)
-        return self._memory[key]
-
-    def _execute(self, ready: Integers) -> tuple[Integers, int, int]:
-        body = self.body
-        now = clocks(body.pools, self.ring_size, len(body.engines), 1)
-        now.free[:] = ready[: len(body.engines)]
-        term = len(body.engines)
-        for p, pool in enumerate(body.pools):
-            entry = int(now.ring_at[p])
-            now.ring_cycle[entry : entry + pool.credits] = ready[term : term + pool.credits]
-            now.ring_credits[entry : entry + pool.credits] = 1
-            now.filled[p] = pool.credits
-            term += pool.credits
-        start = np.full(1, NEVER_STARTS, dtype=np.int64)
-        kernel(execute)(0, 1, _ALONE, self.commands, self.runs, now, start, _UNRECORDED, 0)
-        behind = [now.free]
-        for p in range(len(body.pools)):
-            entries: Integers = now.ring_at[p] + (now.head[p] + np.arange(int(now.filled[p]))) % self.ring_size[p]
-            behind.append(np.repeat(now.ring_cycle[entries], now.ring_credits[entries]))
-        return np.concatenate(behind), int(start[0]), int(now.op_end[0])
-
-
-def _first_terms(family: Family) -> list[int]:
-    """The first term of each pool, behind those of the engines, and the number of terms."""
-    return np.cumsum([len(family.engines), *(pool.credits for pool in family.pools)]).tolist()
-
-
-def _parts(family: Family) -> list[list[_Part]]:
-    """What executes each variant of each slot; made once for a family, whose runs share what was executed.
-
-    Raises UsageError and MappingError for commands that no run can have.
+    ``rows`` are the pairs, ``parts`` what each executes, and ``variants`` those from each of ``firsts`` on. ``often``
+    says for how many iterations each pair stands.
     """
-    known: object = family.__dict__.get("_parts")  # kept as a cached property of the frozen family
-    if isinstance(known, list):
-        return cast(list[list[_Part]], known)
-    given = {id(body): body for slot in family.slots for body in slot.variants}
-    bodies = tuple(dict.fromkeys(given.values()))
-    # Together: one driver takes from a pool, whatever the op, and one gives.
-    ops = tuple(OpInfo("op", "", "forward", "", 0) for _ in bodies)
-    places = tuple(map(family.place, bodies))
-    together = Program("family", family.engines, family.pools, ops, bodies, places, ((),) * len(bodies), family.port)
-    check(together)
-    # The sum of all variants bounds every cycle of a step; a quarter of 64 bits leaves room for NEVER.
-    serial = dict(zip(bodies, serial_cycles(together), strict=True))
-    if 4 * sum(serial[body] for slot in family.slots for body in slot.variants) >= 2**63:
-        raise MappingError("the ops take more cycles than 64 bits can count; split the step")
-    first_term = _first_terms(family)
-    made = {body: _Part(body, family, first_term) for body in bodies}
-    of = {i: made[body] for i, body in given.items()}
-    parts = [[of[id(part)] for part in slot.variants] for slot in family.slots]
-    problems = {
-        f"an op at slot {j} ({family.ops[j].name!r}) {part.problem}; only ops that give back what they take compose"
-        for j, some in enumerate(parts) for part in some if part.problem
-    }  # fmt: skip
-    if problems:
-        raise UsageError(sorted(problems))
-    return family.__dict__.setdefault("_parts", parts)
+
+    rows: Integers
+    parts: list[Part]
+    terms: Integers
+    variants: Integers
+    firsts: Integers
+    often: NDArray[Any]
 
 
 class _Run:
@@ -240,60 +189,67 @@ class _Run:
         self.choice = [columns.distinct[c] for c in columns.of]
         steady = [bool((some == some[:1]).all()) for some in columns.distinct]
         self.steady = [steady[c] for c in columns.of]
-        occurring = [frozenset(np.unique(some).tolist()) for some in columns.distinct]
-        self.occurring = [occurring[c] for c in columns.of]
+        occurring: list[frozenset[int]] = [frozenset(np.unique(some).tolist()) for some in columns.distinct]
         self.variants = [len(slot.variants) for slot in family.slots]
-        first_term = _first_terms(family)
-        self.parts = _parts(family)
+        first_term = first_terms(family)
+        parts = parts_of(family)
+        self.parts = parts.of
+        # Sums over iterations are counted in 64 bits where they fit, with room for the difference of two.
+        self.exact: type[Any] = np.int64 if self.iterations * parts.bound_cycles < 2**61 else object
         pools = len(family.pools)
         resource = [*range(len(family.engines))]
         for p in range(pools):
             resource += [len(family.engines) + p] * (first_term[p + 1] - first_term[p])
         self.terms = len(resource)
+        uses = [
+            frozenset([_ABSENT_USE if v == ABSENT else self.parts[j][v].use for v in occurring[c]])
+            for j, c in enumerate(columns.of)
+        ]
         self.structure = structure(
-            family.after, family.instead, [self._uses(j) for j in range(len(family.slots))],
-            np.array(resource, dtype=np.int64), len(family.engines), len(family.engines) + pools,
+            family.after, family.instead, uses, np.array(resource, dtype=np.int64), len(family.engines),
+            len(family.engines) + pools,
         )  # fmt: skip
+        self.awaited = [
+            [np.array(some, dtype=np.int64) + self.terms for some in edges] for edges in (family.after, family.instead)
+        ]
         self.seams = np.zeros((1, self.terms + len(family.slots) + 1), dtype=np.int64)
         self.at = np.zeros(self.iterations, dtype=np.int64)  # seam of every iteration
         self.base = np.zeros(self.iterations, dtype=np.int64)  # cycle from which its seam counts
-        self.occurrences = [[0] * n for n in self.variants]
-        self.sums = [[[0] * n for n in self.variants] for _ in range(3)]  # end, span, frontier
+        self.occurrences: list[NDArray[Any]] = [np.zeros(n, dtype=np.int64) for n in self.variants]
+        # Of each variant its end, span and frontier cycles.
+        self.sums: list[NDArray[Any]] = [np.zeros((n, 3), dtype=self.exact) for n in self.variants]
 
-    def _uses(self, j: int) -> list[Use]:
-        """What slot j does in the choices that occur."""
-        found: list[Use] = []
-        for v in range(ABSENT, self.variants[j]):
-            if v not in self.occurring[j]:
-                continue
-            if v == ABSENT:
-                found.append(Use(True, frozenset(), frozenset()))
-                continue
-            found.append(self.parts[j][v].use)
-        return found
+    def go_on(self, k: int) -> int | None:
+        """Executes the slots from k on up to the next that tells more iterations apart; returns that one.
 
-    def go_on(self, k: int) -> int:
-        """Executes the slots from k on up to the next that tells more iterations apart; returns that one."""
+        Nothing is executed, and None returned, where there are too many seams.
+        """
         label, labels, end = self._stretch(k)
         pair, first = _dense(self.at * labels + label, len(self.seams) * labels)
         pairs = len(first)
+        if pairs > 1 and pairs * self.seams.shape[1] > ENTRIES:
+            return None
         seams = self.seams[self.at[first]]
-        often = np.bincount(pair, minlength=pairs).tolist()
-        since = _grouped(self.base, pair, pairs)
-        for p in range(pairs):
-            seam = seams[p]
-            for j in range(k, end):
-                v = int(self.choice[j][first[p]])
-                if v == ABSENT:
-                    seam[self.terms + j] = self._awaited(seam, self.family.instead[j])
-                    continue
-                self.occurrences[j][v] += often[p]
-                done = self._execute(seam, j, v)
-                if done is not None:
-                    start, stop, frontier = done
-                    self.sums[0][j][v] += since[p] + often[p] * stop
-                    self.sums[1][j][v] += often[p] * (stop - start)
-                    self.sums[2][j][v] += often[p] * frontier
+        often = np.bincount(pair, minlength=pairs)
+        since = np.array(_grouped(self.base, pair, pairs), dtype=self.exact)
+        chosen: Choices | None = None
+        absent, present = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+        ordered: dict[tuple[int, ...], list[_Alike]] = {}
+        for j in range(k, end):
+            if chosen is None or self.choice[j] is not self.choice[j - 1]:
+                chosen = self.choice[j][first]
+                absent, present = np.flatnonzero(chosen == ABSENT), np.flatnonzero(chosen != ABSENT)
+                ordered.clear()
+            if len(absent):
+                seams[absent, self.terms + j] = self._latest(seams, absent, self.awaited[1][j])
+            if not len(present):
+                continue
+            key = tuple(map(id, self.parts[j]))
+            if key not in ordered:
+                ordered[key] = self._ordered(chosen, present, j, often)
+            for alike in ordered[key]:
+                self.occurrences[j][alike.variants] += np.add.reduceat(often[alike.rows], alike.firsts)
+                self._execute(seams, j, alike, since)
         shift = np.zeros(pairs, dtype=np.int64)
         kernel(settle)(seams, end, self.structure, shift)
         self.base += shift[pair]
@@ -320,30 +276,61 @@ class _Run:
     def _equal(self, j: int, k: int) -> bool:
         return self.choice[j] is self.choice[k] or np.array_equal(self.choice[j], self.choice[k])
 
-    def _awaited(self, seam: Integers, slots: tuple[int, ...]) -> int:
-        return max((int(seam[self.terms + a]) for a in slots), default=NEVER)
+    def _ordered(self, chosen: Choices, present: Integers, j: int, often: Integers) -> list[_Alike]:
+        """The pairs in which slot j is there, by what they choose."""
+        order = present[np.argsort(chosen[present], kind="stable")]
+        variant = chosen[order].astype(np.int64)
+        firsts = np.flatnonzero(np.diff(variant, prepend=-1))
+        by_terms: dict[tuple[int, bool], list[int]] = {}
+        distinct: list[int] = variant[firsts].tolist()
+        for i, v in enumerate(distinct):
+            placed = self.parts[j][v]
+            by_terms.setdefault((id(placed.terms), placed.part.is_empty), []).append(i)
+        ends = np.append(firsts[1:], len(order))
+        found: list[_Alike] = []
+        for some in by_terms.values():
+            lengths = ends[some] - firsts[some]
+            rows = np.concatenate([order[firsts[i] : ends[i]] for i in some])
+            each = [self.parts[j][distinct[i]] for i in some]
+            parts = [placed.part for placed, n in zip(each, lengths.tolist(), strict=True) for _ in range(n)]
+            starts = np.cumsum(lengths) - lengths
+            variants = variant[firsts[some]]
+            found.append(_Alike(rows, parts, each[0].terms, variants, starts, often[rows].astype(self.exact)))
+        return found
 
-    def _execute(self, seam: Integers, j: int, v: int) -> tuple[int, int, int] | None:
-        """Advances a seam in place; the start, end and frontier cycles of the op, or None if it has no commands."""
-        part = self.parts[j][v]
-        after = self._awaited(seam, self.family.after[j])
-        if part.is_empty:
-            seam[self.terms + j] = after
-            return None
-        ready = np.maximum(seam[part.terms], after)  # every command of the op waits for this
-        least = int(ready.min())
-        behind, start, stop = part.execute(ready - least)
-        seam[part.terms] = behind + least
-        start, stop = start + least, stop + least
-        seam[self.terms + j] = stop
-        frontier = max(0, stop - int(seam[-1]))
-        seam[-1] += frontier
-        return start, stop, frontier
+    def _latest(self, seams: Integers, rows: Integers, columns: Integers) -> Integers:
+        """The latest of what stands in these columns, for each of the rows."""
+        if not len(columns):
+            return np.full(len(rows), NEVER, dtype=np.int64)
+        return seams[rows[:, None], columns].max(axis=1)
+
+    def _execute(self, seams: Integers, j: int, alike: _Alike, since: NDArray[Any]) -> None:
+        """Executes slot j in those seams that choose alike, in place, and adds up what it takes."""
+        rows = alike.rows
+        after = self._latest(seams, rows, self.awaited[0][j])
+        if alike.parts[0].is_empty:
+            seams[rows, self.terms + j] = after
+            return
+        where = rows[:, None], alike.terms
+        ready = np.maximum(seams[where], after[:, None])  # every command of the op waits for this
+        least = ready.min(axis=1)
+        ready -= least[:, None]
+        size, raw = ready.itemsize * ready.shape[1], ready.tobytes()
+        done = [part.execute(raw[i * size : (i + 1) * size]) for i, part in enumerate(alike.parts)]
+        behind = np.frombuffer(b"".join(done), dtype=np.int64).reshape(len(done), -1) + least[:, None]
+        start, stop = behind[:, -2], behind[:, -1]
+        seams[where] = behind[:, :-2]
+        seams[rows, self.terms + j] = stop
+        frontier = np.maximum(stop - seams[rows, -1], 0)
+        seams[rows, -1] += frontier
+        sums = np.stack([stop, stop - start, frontier], axis=1) * alike.often[:, None]
+        sums[:, 0] += since[rows]
+        self.sums[j][alike.variants] += np.add.reduceat(sums, alike.firsts)
 
     def result(self) -> Composed:
-        ends, spans, frontiers = (tuple(tuple(row) for row in some) for some in self.sums)
+        ends, spans, frontiers = (tuple([tuple(some[:, i].tolist()) for some in self.sums]) for i in range(3))
         cycles = self.base + self.seams[self.at, -1]
-        return Composed(cycles, tuple(tuple(row) for row in self.occurrences), ends, spans, frontiers)
+        return Composed(cycles, tuple([tuple(some.tolist()) for some in self.occurrences]), ends, spans, frontiers)
 
 
 def _dense(keys: Integers, bound: int) -> tuple[Integers, Integers]:

@@ -27,7 +27,7 @@ differences only (max-plus linearity). Seams that differ in nothing that matters
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,7 +82,7 @@ class Structure(NamedTuple):
 
 
 def structure(
-    after: Sequence[Sequence[int]], instead: Sequence[Sequence[int]], uses: Sequence[Sequence[Use]],
+    after: Sequence[Sequence[int]], instead: Sequence[Sequence[int]], uses: Sequence[frozenset[Use]],
     resource: Integers, engines: int, resources: int,
 ) -> Structure:  # fmt: skip
     """The arrays for slots that await ``after`` and ``instead``, and may do ``uses``."""
@@ -92,27 +92,38 @@ def structure(
         for slot, awaited in enumerate(edges):
             for earlier in awaited:
                 waiting[earlier].append((slot, in_place))
-    teams = [sorted(frozenset[tuple[int, ...]]().union(*(use.held for use in some))) for some in uses]
+    # Most slots are used like many others.
+    roles = {some: _Role(some) for some in dict.fromkeys(uses)}
+    of = [roles[some] for some in uses]
     user = np.full((n + 1, resources), n, dtype=np.int64)
     surely = np.zeros((n, resources), dtype=np.bool_)
     for slot in reversed(range(n)):
         user[slot] = user[slot + 1]
-        for used in frozenset[int]().union(*(use.resources for use in uses[slot])):
-            user[slot, used] = slot
-            surely[slot, used] = all(used in use.resources for use in uses[slot])
+        user[slot, of[slot].resources] = slot
+        surely[slot, of[slot].sure] = True
     after_at, after_slot = _rows(after)
     instead_at, instead_slot = _rows(instead)
     waiting_at, waiting_slot = _rows([[slot for slot, _ in some] for some in waiting])
-    teams_at, _ = _rows([[0] * len(some) for some in teams])
-    team_at, team = _rows([team for some in teams for team in some])
+    teams_at, _ = _rows([[0] * len(role.teams) for role in of])
+    team_at, team = _rows([team for role in of for team in role.teams])
     return Structure(
         after_at, after_slot, instead_at, instead_slot,
         waiting_at, waiting_slot, np.array([way for some in waiting for _, way in some], dtype=np.int64),
-        np.array([any(use.held for use in some) for some in uses], dtype=np.bool_),
-        np.array([any(not use.held and not use.absent for use in some) for some in uses], dtype=np.bool_),
-        np.array([any(use.absent for use in some) for some in uses], dtype=np.bool_),
-        teams_at, team_at, team, user, surely, resource, engines,
+        np.array([role.works for role in of], dtype=np.bool_), np.array([role.idles for role in of], dtype=np.bool_),
+        np.array([role.skips for role in of], dtype=np.bool_), teams_at, team_at, team, user, surely, resource, engines,
     )  # fmt: skip
+
+
+class _Role:
+    """What slots with these uses may do, and what they do whichever is chosen (``sure``)."""
+
+    def __init__(self, uses: Collection[Use]) -> None:
+        self.teams = sorted(frozenset[tuple[int, ...]]().union(*(use.held for use in uses)))
+        self.resources = sorted(frozenset[int]().union(*(use.resources for use in uses)))
+        self.sure = [used for used in self.resources if all(used in use.resources for use in uses)]
+        self.works = any(use.held for use in uses)
+        self.idles = any(not use.held and not use.absent for use in uses)
+        self.skips = any(use.absent for use in uses)
 
 
 def _rows(lists: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:

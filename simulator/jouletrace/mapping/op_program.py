@@ -7,7 +7,7 @@ repeated. Engines read the arrays; nothing is made per tile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -136,13 +136,19 @@ class OpProgram:
     tiles: int = 0
 
     @cached_property
+    def _of_commands(self) -> tuple[object, ...]:
+        """All but how often runs are repeated, and the hash of it."""
+        chunks = tuple([run.chunk.tobytes() for run in self.runs])
+        parts = self.engines, self.pools, self.commands, chunks
+        return hash(parts), *parts
+
+    @cached_property
     def _key(self) -> tuple[object, ...]:
-        runs = tuple([(run.chunk.tobytes(), run.times) for run in self.runs])
-        return self.engines, self.pools, self.commands, runs, self.tiles
+        return tuple([run.times for run in self.runs]), self.tiles, *self._of_commands
 
     @cached_property
     def _hash(self) -> int:
-        return hash(self._key)
+        return hash(self._key[:3])
 
     def __eq__(self, other: object) -> bool:
         return self is other or (isinstance(other, OpProgram) and self._hash == other._hash and self._key == other._key)
@@ -202,7 +208,8 @@ class OpProgram:
         engines: list[set[int]] = []
         pools: list[set[int]] = []
         for run in self.runs:
-            used = [self.commands[int(c)] for c in np.unique(run.chunk)]
+            distinct: set[int] = set(run.chunk.tolist())
+            used = [self.commands[c] for c in distinct]
             engines.append({e for command in used for e, _ in command.holds})
             pools.append({p for command in used for p, _ in command.takes + command.gives})
         chunks = [np.zeros(0, dtype=np.int32), *(run.chunk for run in self.runs)]
@@ -214,6 +221,20 @@ class OpProgram:
             *_rows([tuple((p, 0) for p in sorted(some)) for some in pools])[:2],
             np.concatenate(chunks).astype(np.int64),
         )
+
+    def repeated(self, times: Sequence[int], tiles: int) -> OpProgram:
+        """The same runs, repeated otherwise.
+
+        >>> run = Run(np.array([0, 0], dtype=np.int32), times=2)
+        >>> once = OpProgram((Engine("pe", "array"),), (), (Command(0, "work", ((0, 3),)),), (run,))
+        >>> len(once.repeated([5], tiles=5))
+        10
+        """
+        runs = tuple([Run(run.chunk, n) for run, n in zip(self.runs, times, strict=True)])
+        other = OpProgram(self.engines, self.pools, self.commands, runs, tiles)
+        other.__dict__.update({name: getattr(self, name) for name in _OF_COMMANDS})
+        other.__dict__["run_arrays"] = self.run_arrays._replace(times=np.array(times, dtype=np.int64))
+        return other
 
     # -- what it costs, exact
 
@@ -287,6 +308,10 @@ class OpProgram:
             if credits < 1:
                 problems.append(f"takes or gives {credits} credits; the number must be positive")
         return problems
+
+
+# What is the same however often runs are repeated.
+_OF_COMMANDS = ("_of_commands", "arrays", "moves", "takers", "givers", "problems")
 
 
 def _rows(lists: list[Pairs]) -> tuple[Integers, Integers, Integers]:

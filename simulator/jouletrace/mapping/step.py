@@ -257,7 +257,7 @@ def _map(
     if not _on_array(op, hardware):
         return map_vector(op, trace, hardware, memory, fusion, base)
     if channels is not None and tile is not None:
-        return channels.map(op, trace, tile)
+        return channels.map(op, trace, tile, is_variant=base is not None)
     # Imported where it is needed: a run needs one array.
     if isinstance(hardware.array, RowStationary):
         from jouletrace.mapping.row_stationary import map_row_stationary

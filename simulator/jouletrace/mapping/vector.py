@@ -159,14 +159,14 @@ def chunk_elements(names: Sequence[str], trace: Trace, hardware: Hardware, fetch
         )
     tensors = [trace.tensor[name] for name in dict.fromkeys(names)]
     bits = [hardware.storage_bits(fetched_bits.get(t.name, t.bits)) for t in tensors]
-    longest = max(t.elements for t in tensors)
-    widest = max(b for t, b in zip(tensors, bits, strict=True) if t.elements == longest)
-    limit = max(1, 8 * hardware.vector.chunk_bytes // widest)
+    sizes = [(t.elements, b) for t, b in zip(tensors, bits, strict=True)]
+    _, widest = max(sizes)  # of the longest ones
+    limit, room = max(1, 8 * hardware.vector.chunk_bytes // widest), 8 * hardware.buffers[BUFFER].size_bytes
 
     def needed(chunk: int) -> int:
-        return sum(min(chunk, t.elements) * b for t, b in zip(tensors, bits, strict=True))
+        return sum([min(chunk, elements) * b for elements, b in sizes])
 
-    return bisect_right(range(1, limit + 1), 8 * hardware.buffers[BUFFER].size_bytes, key=needed)
+    return limit if needed(limit) <= room else bisect_right(range(1, limit), room, key=needed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,9 +192,20 @@ class _Share:
 Shares = Mapping[Operand, _Share]
 
 
-def _moving(shares: Shares, chunk: int) -> list[Operand]:
-    """The operands of which this chunk has something."""
-    return [operand for operand, share in shares.items() if share.at(chunk)]
+class _Moves:
+    """Operands that are moved in one direction, on one stream or several, and their shares."""
+
+    def __init__(self, shares: Shares) -> None:
+        self.shares = shares
+        self._known: dict[int, list[tuple[Operand, int]]] = {}
+
+    def at(self, chunk: int) -> list[tuple[Operand, int]]:
+        """The operands of which this chunk has something, and how much."""
+        found = self._known.get(chunk)
+        if found is None:
+            every = [(operand, share.at(chunk)) for operand, share in self.shares.items()]
+            found = self._known[chunk] = [(operand, words) for operand, words in every if words]
+        return found
 
 
 class _Stage:
@@ -227,12 +238,20 @@ class _Stage:
         stores = sorted(sweep.stores, key=lambda o: -o.words)
         self.operands: Shares = {o: self._share(o.words) for o in loads}
         self.results: Shares = {o: self._share(o.words, last=True) for o in stores}
-        self.loads = {o: s for o, s in self.operands.items() if fusion.reads_dram(op.name, o.tensor)}
-        self.stores = {o: s for o, s in self.results.items() if fusion.writes_dram(op.name, o.tensor)}
+        self.stores = _Moves({o: s for o, s in self.results.items() if fusion.writes_dram(op.name, o.tensor)})
         vector = self.hardware.vector
         # What the sweep before it stored is awaited on one stream.
         streams = (vector.load,) if sweep.after_stores else (vector.load, *vector.load_also)
         self.stream_of = {o: streams[i % len(streams)] for i, o in enumerate(self.operands)}
+        self.loads = _Moves({o: s for o, s in self.operands.items() if fusion.reads_dram(op.name, o.tensor)})
+        self.loads_of = {
+            stream: _Moves({o: s for o, s in self.loads.shares.items() if self.stream_of[o] == stream})
+            for stream in streams
+        }
+        # The stream on which loads and stores take turns, so that each one starts anew.
+        both = self.loads.shares and self.stores.shares and vector.store in self.stream_of.values()
+        self.taken_in_turns = vector.store if both else None
+        self._pools: dict[tuple[str, str], list[tuple[int, int]]] = {}
         self.elements = self._in_proportion(sweep.elements)
         self.sets = (
             _Share(sweep.sets, sweep.sets, self.chunks - 1)
@@ -282,72 +301,77 @@ class _Stage:
         takes: list[tuple[int, int]] = []
         gives: list[tuple[int, int]] = []
         for stream in self._loading(chunk):
-            takes.append((self._pool("full", stream), 1))
-            gives.append((self._pool("free", stream), 1))
-        if _moving(self.stores, chunk):
-            takes.append((self._pool("out.free"), 1))
-            gives.append((self._pool("out.full"), 1))
+            takes += self._credit("full", stream)
+            gives += self._credit("free", stream)
+        if self.stores.at(chunk):
+            takes += self._credit("out.free")
+            gives += self._credit("out.full")
         hold = (self.builder.engine("vector", "vector"), ceil_div(slots, self.hardware.vector.lanes))
         return self.builder.command("compute", [hold], takes, gives, counts=counts.items())
 
     def _loading(self, chunk: int) -> list[str]:
         """The streams that load something of this chunk."""
-        return list(dict.fromkeys(self.stream_of[operand] for operand in _moving(self.loads, chunk)))
+        return list(dict.fromkeys([self.stream_of[operand] for operand, _ in self.loads.at(chunk)]))
 
     def _load(self, chunk: int) -> list[int]:
         commands: list[int] = []
         for stream in self._loading(chunk):
-            takes = [(self._pool("free", stream), 1)]
+            takes = self._credit("free", stream)
             if self.sweep.after_stores and chunk == 0:
-                takes.append((self._pool("stored"), 1))
-            shares = {o: share for o, share in self.loads.items() if self.stream_of[o] == stream}
-            commands += self._commands("load", chunk, shares, takes, [(self._pool("full", stream), 1)])
+                takes = takes + self._credit("stored")
+            gives = self._credit("full", stream)
+            commands += self._commands("load", stream, chunk, self.loads_of[stream], takes, gives)
         return commands
 
     def _store(self, chunk: int) -> list[int]:
-        gives = [(self._pool("out.free"), 1)]
+        gives = self._credit("out.free")
         if self.signals and chunk == self.chunks - 1:
-            gives.append((self._pool("stored"), 1))
-        return self._commands("store", chunk, self.stores, [(self._pool("out.full"), 1)], gives)
+            gives = gives + self._credit("stored")
+        stream = self.hardware.vector.store
+        return self._commands("store", stream, chunk, self.stores, self._credit("out.full"), gives)
 
     def _commands(
         self,
         name: str,
+        stream: str,
         chunk: int,
-        shares: Shares,
+        moves: _Moves,
         takes: list[tuple[int, int]],
         gives: list[tuple[int, int]],
     ) -> list[int]:
         """The transfers of one chunk in one direction; the first takes the credits, the last gives."""
-        moving = _moving(shares, chunk)
-        transfers = [t for o in moving for t in self._transfers(o, chunk, shares, name == "store")]
+        transfers = self._transfers(name == "store", stream, chunk, moves)
         last = len(transfers) - 1
         return [
             self.memory.command(name, transfer, takes if i == 0 else (), gives if i == last else ())
             for i, transfer in enumerate(transfers)
         ]
 
-    def _transfers(self, operand: Operand, chunk: int, shares: Shares, write: bool) -> list[Transfer]:
-        vector, tensor = self.hardware.vector, self.trace.tensor[operand.tensor]
-        stream, words = vector.store if write else self.stream_of[operand], shares[operand].at(chunk)
-        transfer = Transfer(stream, BUFFER, write, tensor.role, words, self._bits(tensor))
-        if operand.row:
-            rows, rest = divmod(words, operand.row)
-            return [replace(transfer, words=n) for n in (*[operand.row] * rows, rest) if n]
-        takes_turns = vector.store in self.stream_of.values() if write else stream == vector.store
-        if takes_turns and self.loads and self.stores:
-            return [transfer]  # loads and stores take turns on the stream, so each one starts anew
-        before, now, after = (_moving(shares, c) for c in (chunk - 1, chunk, chunk + 1))
-        goes_on = now[0] == operand and before[-1:] == [operand]
-        is_continued = now[-1] == operand and after[:1] == [operand]
-        return [replace(transfer, opens=not goes_on, closes=not is_continued)]
+    def _transfers(self, write: bool, stream: str, chunk: int, moves: _Moves) -> list[Transfer]:
+        before, now, after = moves.at(chunk - 1), moves.at(chunk), moves.at(chunk + 1)
+        end = len(now) - 1
+        found: list[Transfer] = []
+        for i, (operand, words) in enumerate(now):
+            tensor = self.trace.tensor[operand.tensor]
+            pieces, opens, closes = [words], True, True
+            if operand.row:
+                rows, rest = divmod(words, operand.row)
+                pieces = [operand.row] * rows + [rest] * (rest > 0)
+            elif stream != self.taken_in_turns:
+                opens = i > 0 or not before or before[-1][0] != operand
+                closes = i < end or not after or after[0][0] != operand
+            bits = self._bits(tensor)
+            found += [Transfer(stream, BUFFER, write, tensor.role, n, bits, opens, closes) for n in pieces]
+        return found
 
     def _bits(self, tensor: Tensor) -> int:
         return self.fetched_bits.get(tensor.name, tensor.bits)
 
-    def _pool(self, name: str, stream: str = "") -> int:
-        """Credits of the buffer; further streams have their own free and full places."""
-        beside = "" if stream in ("", self.hardware.vector.load) else f".{stream}"
-        if name in ("free", "out.free"):
-            return self.builder.pool(f"{BUFFER}.{name}{beside}", self.memory.buffer(BUFFER).copies, BUFFER)
-        return self.builder.pool(f"{BUFFER}.{name}{beside}", 0)
+    def _credit(self, name: str, stream: str = "") -> list[tuple[int, int]]:
+        """One credit of the buffer, to take or to give; further streams have their own free and full places."""
+        known = self._pools.get((name, stream))
+        if known is None:
+            beside = "" if stream in ("", self.hardware.vector.load) else f".{stream}"
+            copies, buffer = (self.memory.buffer(BUFFER).copies, BUFFER) if name in ("free", "out.free") else (0, "")
+            known = self._pools[name, stream] = [(self.builder.pool(f"{BUFFER}.{name}{beside}", copies, buffer), 1)]
+        return known
