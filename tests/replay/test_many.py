@@ -127,7 +127,8 @@ def test_of_an_energy_sweep_only_the_first_point_is_mapped(mapped: list[str]) ->
 @pytest.mark.parametrize(
     "setting",
     ["clock=50 MHz", "dram.bandwidth=1 GB/s", "dram.device.row=512 B", "board.dram=1 GiB", "vector.lanes=1",
-     "streams.input.start_cycles=41", "array.out_channels=8", "buffers.input.size=150 KiB", "buffers.input.word=64 bit", "dram.device.timing_cycles.tRC=99", *ENERGY],
+     "streams.input.start_cycles=41", "array.out_channels=8", "buffers.input.size=150 KiB", "buffers.input.copies=1",
+     "buffers.vector.size=70 KiB", "buffers.input.word=64 bit", "dram.device.timing_cycles.tRC=99", *ENERGY],
 )  # fmt: skip
 def test_whatever_else_differs_is_mapped_anew(setting: str, mapped: list[str]) -> None:
     sweep = [load_hardware("eftrain-zcu102"), load_hardware("eftrain-zcu102", [setting])]

@@ -61,16 +61,16 @@ def run(hardware: Hardware) -> str:
 def built(hardware: Hardware) -> str:
     """All that the commands of an op follow from, given its tile, before the rate of the DRAM port is known.
 
-    A channel-parallel array looks at rates and prices only to choose tiles. Work of a host is converted into cycles of
-    the accelerator, so that its clock matters.
+    A channel-parallel array looks at rates and prices, and at the sizes of buffers, only to choose tiles.
     """
-    if isinstance(hardware.array, ChannelParallel) and hardware.host is None:
-        return _text(Same(hardware), "rates")
-    return run(hardware)
+    return _text(Same(hardware), "tiled") if isinstance(hardware.array, ChannelParallel) else run(hardware)
 
 
 def vector_part(hardware: Hardware) -> str:
-    """All that the commands of an op on the vector unit, or on the host, follow from: nothing of the array."""
+    """All that the commands of an op on the vector unit, or on the host, follow from: nothing of the array.
+
+    Work of a host is converted into cycles of the accelerator, so that its clock matters.
+    """
     return _text(Same(hardware), "host" if hardware.host is not None else "vector")
 
 
@@ -93,7 +93,8 @@ class Same:
 
 
 _WITHOUT: dict[str, dict[str, Any]] = {
-    "texts": _TEXTS, "prices": _PRICES, "rates": _RATES, "vector": {**_RATES, "array": True},
+    "texts": _TEXTS, "prices": _PRICES, "tiled": {**_RATES, "vector": True, "host": True},
+    "vector": {**_RATES, "array": True},
     "host": {**_PRICES, "array": True}, "candidates": _NOT_SEARCHED,
 }  # fmt: skip
 
@@ -101,6 +102,9 @@ _WITHOUT: dict[str, dict[str, Any]] = {
 @lru_cache(maxsize=128)
 def _text(same: Same, without: str) -> str:
     exclude = _WITHOUT[without]
-    if exclude.get("array") is True:
-        exclude = {**exclude, "buffers": {name for name in same.hardware.buffers if name != VECTOR_BUFFER}}
+    buffers = [name for name in same.hardware.buffers if name != VECTOR_BUFFER]
+    if without == "tiled":
+        exclude = {**exclude, "buffers": {name: {"size_bytes": True} for name in buffers}}
+    elif without in ("vector", "host"):
+        exclude = {**exclude, "buffers": set(buffers)}
     return same.hardware.model_dump_json(by_alias=True, exclude=exclude)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from jouletrace.errors import MappingError, UsageError, did_you_mean
 from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
 from jouletrace.mapping.channel_parallel import ChannelParallelMapper, tile_of
-from jouletrace.mapping.designs import built
+from jouletrace.mapping.designs import built, vector_part
 from jouletrace.mapping.fusion import FusionPlan, as_stored, plan_fusion
 from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.memory import Known, Wanted, content, is_off
@@ -73,7 +73,7 @@ def map_step(
     if only is not None or base is not None or ops is not None or is_off():
         some = trace.ops if ops is None else ops
         return _mapped(trace, hardware, some if only is None else select(trace, only), base)
-    seen = Seen(built(hardware), hardware)
+    seen = Seen((vector_part(hardware), built(hardware)), hardware)
     try:
         tiles = tuple([choose(op, loop, hardware) for op, loop in _tiled(trace, seen)])
     except MappingError:

@@ -67,6 +67,8 @@ class Memory:
         self.builder = builder
         self._shared = hardware.dram.port != "stream_share"
         self._bytes_per_cycle = _bytes_per_cycle(hardware)
+        # Tiles of a kind are moved again and again.
+        self._known: dict[Transfer, tuple[list[tuple[int, int]], int, list[tuple[Action, int]], int]] = {}
         self.port_engine = builder.engine("dram port", "dram") if self._shared else -1
 
     def stream(self, name: str) -> Stream:
@@ -105,12 +107,16 @@ class Memory:
         gives: Iterable[tuple[int, int]] = (),
     ) -> int:
         """The index of the command that makes this transfer."""
-        start = self.start_cycles(transfer)
-        holds = [(self.stream_engine(transfer.stream), start + self._stream_cycles(transfer))]
-        if self._shared:
-            holds.append((self.port_engine, 0))  # as long as its bytes take
-        size_bytes = self._size_bytes(transfer)
-        return self.builder.command(name, holds, takes, gives, start, self.counts(transfer), size_bytes)
+        stream = self.stream_engine(transfer.stream)  # every op asks for its engines
+        known = self._known.get(transfer)
+        if known is None:
+            start = self.start_cycles(transfer)
+            holds = [(stream, start + self._stream_cycles(transfer))]
+            if self._shared:
+                holds.append((self.port_engine, 0))  # as long as its bytes take
+            known = self._known[transfer] = holds, start, self.counts(transfer), self._size_bytes(transfer)
+        holds, start, counts, size_bytes = known
+        return self.builder.command(name, holds, takes, gives, start, counts, size_bytes)
 
     def counts(self, transfer: Transfer) -> list[tuple[Action, int]]:
         """Accesses of a transfer: DRAM bytes, row activations, and words of the buffer."""
