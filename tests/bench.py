@@ -12,6 +12,7 @@ import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,10 +23,10 @@ from unittest.mock import patch
 
 import simpy
 
-from jouletrace.engine import compiled, compose, events
+from jouletrace.engine import compiled, events, parts
 from jouletrace.hardware.load import load_hardware
 from jouletrace.ledger.breakdown import Energy
-from jouletrace.mapping.memory import SWITCH, Mapped
+from jouletrace.mapping.memory import SWITCH
 from jouletrace.mapping.step import map_step
 from jouletrace.replay.many import simulate_many
 from jouletrace.replay.run import simulate_run
@@ -129,22 +130,16 @@ def training() -> Row:
 
 
 def growth() -> list[Row]:
-    """Commands, and ops that were mapped, over depth and batch."""
+    """Distinct ops, and commands written down and executed, over depth and batch."""
     rows: list[Row] = []
     hardware = load_hardware("eftrain-zcu102")
     for name, batch in (("resnet20-cifar10-b32", 32), ("resnet20-cifar10-b32", 64), ("resnet20-cifar10-b32", 128),
                         ("resnet38-cifar10-b128", 128), ("resnet74-cifar10-b128", 128)):  # fmt: skip
         trace = with_batch(load_trace(name), batch)
-        kept = Mapped()
-        mapped: list[object] = []
-        keep = kept.keep
-        with (
-            patch("jouletrace.mapping.step.mapped", lambda _, kept=kept: kept),
-            patch.object(kept, "keep", lambda key, made, mapped=mapped, keep=keep: (mapped.append(key), keep(key, made))),
-        ):
-            program = map_step(trace, hardware)
-        rows.append({"trace": trace.header.name, "ops": len(trace.ops), "ops_mapped": len(mapped),
-                     "distinct_commands": len(program.commands), "commands": len(program.sequence)})  # fmt: skip
+        program = map_step(trace, hardware)
+        rows.append({"trace": trace.header.name, "ops": len(trace.ops), "distinct_ops": len(program.distinct),
+                     "written_commands": sum(len(run.chunk) for body in program.bodies for run in body.runs),
+                     "commands": len(program)})  # fmt: skip
     return rows
 
 
@@ -155,13 +150,13 @@ def executions() -> list[Row]:
     for iterations in ITERATIONS:
         run = apply(strategy("slu"), training_run(trace, iterations), seed=0).value
         executed: list[object] = []
-        original = compose._Part._execute  # pyright: ignore[reportPrivateUsage]
+        original = parts.Part._execute  # pyright: ignore[reportPrivateUsage]
 
         def counted(part: object, ready: object, executed: list[object] = executed, original=original) -> object:
             executed.append(part)
             return original(part, ready)  # type: ignore[arg-type]
 
-        with without_memory(), patch.object(compose._Part, "_execute", counted):  # pyright: ignore[reportPrivateUsage]
+        with without_memory(), patch.object(parts.Part, "_execute", counted):  # pyright: ignore[reportPrivateUsage]
             simulate_run(run, hardware)
         rows.append({"iterations": iterations, "op_executions": iterations * len(run.steps[0].ops),
                      "executed": len(executed)})  # fmt: skip
@@ -201,10 +196,14 @@ def cold_start() -> Row:
     def run(*arguments: str) -> float:
         return round(seconds(lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True))[0], 2)
 
+    def replay(trace: str) -> float:
+        return run("-m", "jouletrace", "run", trace, "--hardware", "eftrain-zcu102")
+
+    os.environ["JOULETRACE_CACHE"] = tempfile.mkdtemp()
     return {
-        "import_s": run("-c", "import jouletrace"),
-        "run_resnet20_s": run("-m", "jouletrace", "run", "resnet20-cifar10-b32", "--hardware", "eftrain-zcu102"),
-        "run_resnet74_s": run("-m", "jouletrace", "run", "resnet74-cifar10-b128", "--hardware", "eftrain-zcu102"),
+        "import_s": run("-c", "import jouletrace"), "run_resnet74_s": replay("resnet74-cifar10-b128"),
+        "run_resnet74_again_s": replay("resnet74-cifar10-b128"),
+        "run_resnet18_imagenet_s": replay("resnet18-imagenet-b1"),
     }  # fmt: skip
 
 
@@ -225,11 +224,12 @@ def into_readme(text: str) -> None:
 
 
 def main() -> None:
+    os.environ["JOULETRACE_CACHE"] = tempfile.mkdtemp()  # nothing is known from earlier
     figures: dict[str, object] = {"bare_simpy_events_per_s": round(bare_simpy())}
     print(f"bare SimPy: {figures['bare_simpy_events_per_s']:,} events/s\n")
     sections: dict[str, Callable[[], list[Row]]] = {
-        "steps": lambda: [step(*names) for names in STEPS], "growth": growth, "executions": executions,
-        "training": lambda: [training()], "sweeps": sweeps, "cold_start": lambda: [cold_start()],
+        "sweeps": sweeps, "steps": lambda: [step(*names) for names in STEPS], "growth": growth,
+        "executions": executions, "training": lambda: [training()], "cold_start": lambda: [cold_start()],
     }  # fmt: skip
     shown: dict[str, str] = {}
     for name, measure in sections.items():
