@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from jouletrace.engine.counts import Counts
 from jouletrace.engine.events import simulate
-from jouletrace.mapping.program import Port, Program, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import Port, Program
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from collections import Counter
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from jouletrace.mapping.program import OpInfo, Port, Program, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import OpInfo, Port, Program
 
 KINDS = ("dma", "array", "vector", "dram")
 COMMANDS_PER_OP = 4

@@ -14,7 +14,8 @@ from jouletrace.engine import compiled, events, recurrence
 from jouletrace.engine.counts import Counts
 from jouletrace.errors import Deadlock, LimitExceeded, UsageError
 from jouletrace.hardware.load import list_hardware, load_hardware
-from jouletrace.mapping.program import Port, Program, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import Port, Program
 from jouletrace.mapping.step import map_step
 from jouletrace.trace.io import load_trace
 

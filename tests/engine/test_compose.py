@@ -17,7 +17,8 @@ from jouletrace.engine.parts import Part, parts_of
 from jouletrace.errors import MappingError, UsageError
 from jouletrace.hardware.load import list_hardware, load_hardware
 from jouletrace.hardware.spec import ChannelParallel
-from jouletrace.mapping.program import OpProgram, Port, Program, ProgramBuilder, Run
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import OpProgram, Port, Program, Run
 from jouletrace.mapping.step import map_step
 from jouletrace.trace.io import load_trace
 

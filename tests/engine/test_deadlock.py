@@ -10,7 +10,8 @@ from hypothesis import given
 
 from jouletrace.engine.events import simulate
 from jouletrace.errors import Deadlock
-from jouletrace.mapping.program import Port, Program, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import Port, Program
 
 from .interpreter import Interpreter
 from .programs import any_programs, cases, info

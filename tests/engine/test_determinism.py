@@ -81,7 +81,8 @@ def test_order_of_engines_and_pools(program: Program, random: Random) -> None:
 SCRIPT = """
 from hashlib import sha256
 from jouletrace.engine.events import simulate
-from jouletrace.mapping.program import OpInfo, Port, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import OpInfo, Port
 
 builder = ProgramBuilder("toy")
 streams = [builder.engine(f"dma {name}", "dma") for name in ("input", "weight", "output")]

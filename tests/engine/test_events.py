@@ -10,7 +10,8 @@ from hypothesis import given
 
 from jouletrace.engine.events import simulate
 from jouletrace.errors import Deadlock, LimitExceeded, MappingError
-from jouletrace.mapping.program import Port, Program, ProgramBuilder, Run
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import Port, Program, Run
 
 from .harness import run
 from .interpreter import Interpreter

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jouletrace.engine.counts import Counts
 from jouletrace.engine.events import simulate
-from jouletrace.mapping.program import Command, Program, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import Command, Program
 
 from .programs import cases, info, live_programs, pipeline
 

@@ -13,7 +13,7 @@ import jouletrace
 from jouletrace.hardware.dram import dram_energies
 from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Dram
-from jouletrace.mapping.program import ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
 from jouletrace.mapping.transfer import Memory, Transfer
 
 DEVICES = ("ddr3-1600-1gb-x8", "ddr3l-1600-4gb-x8", "ddr4-2400-4gb-x8", "ddr4-2400-8gb-x8")

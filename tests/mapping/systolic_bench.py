@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from jouletrace.engine.counts import Counts
 from jouletrace.engine.events import simulate
 from jouletrace.hardware.spec import Hardware
-from jouletrace.mapping.program import OpInfo, Program, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import OpInfo, Program
 from jouletrace.mapping.systolic import map_systolic
 from jouletrace.mapping.transfer import Memory
 from jouletrace.trace.model import Conv, Tensor, Trace

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from jouletrace.errors import MappingError
 from jouletrace.hardware.load import list_hardware, load_hardware
 from jouletrace.hardware.spec import ChannelParallel, Hardware
+from jouletrace.mapping.builder import ProgramBuilder
 from jouletrace.mapping.channel_parallel import ChannelParallelMapper, tile_of
 from jouletrace.mapping.op_program import OpProgram
-from jouletrace.mapping.program import OpInfo, ProgramBuilder
+from jouletrace.mapping.program import OpInfo
 from jouletrace.mapping.tiles import Tile
 from jouletrace.mapping.transfer import Memory
 from jouletrace.store.settings import SWITCH

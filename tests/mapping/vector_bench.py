@@ -15,8 +15,9 @@ from tests.engine.harness import Bench
 from jouletrace.engine.events import simulate
 from jouletrace.hardware.load import load_hardware
 from jouletrace.hardware.spec import Buffer, Hardware, Host, Stream, Vector
+from jouletrace.mapping.builder import ProgramBuilder
 from jouletrace.mapping.fusion import NO_FUSION, FusionPlan
-from jouletrace.mapping.program import OpInfo, ProgramBuilder
+from jouletrace.mapping.program import OpInfo
 from jouletrace.mapping.transfer import Memory
 from jouletrace.mapping.vector import map_vector
 from jouletrace.trace.model import Format, Header, Nest, Op, Phase, Role, Tensor, Trace

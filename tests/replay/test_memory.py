@@ -101,7 +101,8 @@ def test_equal_arguments_are_looked_up_and_others_are_not() -> None:
 def test_columns_are_choices_by_slot() -> None:
     """Slots that choose alike share a column; the run is that of the whole table."""
     from jouletrace.engine.family import Family, Slot
-    from jouletrace.mapping.program import OpInfo, ProgramBuilder
+    from jouletrace.mapping.builder import ProgramBuilder
+    from jouletrace.mapping.program import OpInfo
 
     builder = ProgramBuilder("toy")
     dma, pe = builder.engine("dma", "dma"), builder.engine("pe", "array")

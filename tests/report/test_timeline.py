@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from jouletrace.engine.counts import Counts, Intervals, spans
 from jouletrace.engine.events import simulate
-from jouletrace.mapping.program import OpInfo, Port, Program, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import OpInfo, Port, Program
 from jouletrace.report.timeline import write_timeline
 
 

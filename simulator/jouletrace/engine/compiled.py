@@ -46,7 +46,8 @@ def simulate(
     Raises UsageError for a port that is shared at run time, and otherwise what the events engine raises:
     MappingError, Deadlock, LimitExceeded.
 
-    >>> from jouletrace.mapping.program import OpInfo, ProgramBuilder
+    >>> from jouletrace.mapping.builder import ProgramBuilder
+    >>> from jouletrace.mapping.program import OpInfo
     >>> builder = ProgramBuilder("toy")
     >>> dma, pe = builder.engine("dma", "dma"), builder.engine("pe", "array")
     >>> free, full = builder.pool("x.free", 2, buffer="x"), builder.pool("x.full", 0)

@@ -98,7 +98,8 @@ def compose(
     MappingError for commands that break the rules of a program.
 
     >>> from jouletrace.engine.family import Slot
-    >>> from jouletrace.mapping.program import OpInfo, ProgramBuilder
+    >>> from jouletrace.mapping.builder import ProgramBuilder
+    >>> from jouletrace.mapping.program import OpInfo
     >>> builder = ProgramBuilder("toy")
     >>> a, b = builder.engine("a", "dma"), builder.engine("b", "array")
     >>> for engine, cycles in ((a, 5), (b, 3), (a, 4)):

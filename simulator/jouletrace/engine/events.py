@@ -49,7 +49,8 @@ def simulate(
     Raises MappingError for a program that breaks its own rules, Deadlock when commands are left that
     can never start, LimitExceeded after ``max_events`` events or ``max_seconds`` of wall time.
 
-    >>> from jouletrace.mapping.program import OpInfo, ProgramBuilder
+    >>> from jouletrace.mapping.builder import ProgramBuilder
+    >>> from jouletrace.mapping.program import OpInfo
     >>> builder = ProgramBuilder("toy")
     >>> dma, pe = builder.engine("dma", "dma"), builder.engine("pe", "array")
     >>> free, full = builder.pool("x.free", 2, buffer="x"), builder.pool("x.full", 0)

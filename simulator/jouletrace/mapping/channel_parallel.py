@@ -13,13 +13,14 @@ from fractions import Fraction
 
 from jouletrace.errors import MappingError
 from jouletrace.hardware.spec import ChannelParallel, Hardware
+from jouletrace.mapping.builder import ProgramBuilder
 from jouletrace.mapping.channel_loops import FEW, Plan
 from jouletrace.mapping.designs import built
 from jouletrace.mapping.issue import issuer
 from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.op_program import OpProgram
 from jouletrace.mapping.plan import Base, wanted_share
-from jouletrace.mapping.program import OpInfo, ProgramBuilder
+from jouletrace.mapping.program import OpInfo
 from jouletrace.mapping.remembered import Seen, remembered
 from jouletrace.mapping.tiles import Tile, choose
 from jouletrace.mapping.transfer import Memory, Transfer

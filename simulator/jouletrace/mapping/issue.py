@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from jouletrace.hardware.spec import Hardware
-from jouletrace.mapping.program import Action, ProgramBuilder, Sequence32
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import Action, Sequence32
 from jouletrace.mapping.transfer import Memory, Transfer
 
 __all__ = ["GRADIENT", "WEIGHT_TILE", "Issuer", "Loop", "Step", "issuer"]

@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from jouletrace.errors import MappingError, UsageError, did_you_mean
 from jouletrace.hardware.spec import ChannelParallel, Hardware, RowStationary
+from jouletrace.mapping.builder import ProgramBuilder
 from jouletrace.mapping.channel_parallel import ChannelParallelMapper, tile_of
 from jouletrace.mapping.designs import built, vector_part
 from jouletrace.mapping.fusion import FusionPlan, as_stored, plan_fusion
 from jouletrace.mapping.loops import Loops, loops
 from jouletrace.mapping.memory import Known, Wanted, content, is_off
 from jouletrace.mapping.plan import Base, base_of
-from jouletrace.mapping.program import OpInfo, Program, ProgramBuilder
+from jouletrace.mapping.program import OpInfo, Program
 from jouletrace.mapping.remembered import Seen, remembered
 from jouletrace.mapping.tiles import Tile, choose
 from jouletrace.mapping.transfer import Memory, port

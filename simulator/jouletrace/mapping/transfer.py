@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from jouletrace.errors import MappingError, did_you_mean
 from jouletrace.hardware.spec import Buffer, Hardware, Stream
-from jouletrace.mapping.program import Action, Port, ProgramBuilder
+from jouletrace.mapping.builder import ProgramBuilder
+from jouletrace.mapping.program import Action, Port
 
 __all__ = ["Memory", "Transfer", "ceil_div", "port"]
 
