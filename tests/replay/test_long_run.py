@@ -14,7 +14,7 @@ PREFIX = 2000 if os.environ.get("JOULETRACE_PROFILE") == "nightly" else 100
 
 
 def test_a_long_training_is_its_iterations() -> None:
-    """64,000 iterations that are planned (smd drops half of 128,000 here); each skips for other samples of the batch.
+    """A training of 64,000 iterations, of which smd makes 85,333 and drops half; each skips for other samples.
 
     The cycles that are composed for an iteration are those of the recurrence, command by command, on the step that this
     iteration really is, planned as the whole step was.
