@@ -37,7 +37,13 @@ MISFITS = {
     (trace, spec)
     for trace in ("alexnet-eftrain-b128", "alexnet-eftrain-b4")
     for spec in ("yolov2-zu3eg-fp32", "yolov2-zu3eg-int16", "zedboard-int8")
-} | {("alexnet-eyeriss-b4", "yolov2-zu3eg-fp32"), ("alexnet-eyeriss-b4", "yolov2-zu3eg-int16")}
+}
+# These cannot hold the widest layer of these either, though their smaller ones.
+MISFITS_WHOLE = MISFITS | {
+    (trace, spec)
+    for trace in ("alexnet-eyeriss-b4", "resnet18-imagenet-b1")
+    for spec in ("yolov2-zu3eg-fp32", "yolov2-zu3eg-int16")
+}
 PARTS = [
     (trace, spec)
     for trace in list_traces()
@@ -110,7 +116,7 @@ def test_whole_steps(trace: str, spec: str, batch: str) -> None:
     try:
         program = map_step(step(trace, batch), hardware(spec))
     except MappingError:
-        assert (trace, spec) in MISFITS
+        assert (trace, spec) in MISFITS_WHOLE
         return
     if len(program) > MOST_COMMANDS:
         pytest.skip(f"{len(program):,} commands take too much memory")
