@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -123,10 +125,20 @@ def executed(tiles: int) -> int:
 
     plan = compiled._planned(program)  # pyright: ignore[reportPrivateUsage]
     now = recurrence.clocks(program.pools, plan.ring_size, len(program.engines), len(program.ops))
-    commands = plan.arrays.least._replace(longest=Watched(plan.arrays.least.longest.tolist()))  # type: ignore[arg-type]
+    commands = program.timed._replace(longest=Watched(program.timed.longest.tolist()))  # type: ignore[arg-type]
     op_start, nothing = np.full(1, 1 << 62), np.zeros(0, dtype=np.int64)
-    recurrence.execute(0, 1, plan.turns, commands, plan.arrays.runs, now, op_start, nothing, 0)
+    recurrence.execute(0, 1, plan.turns, commands, plan.runs, now, op_start, nothing, 0)
     return times
+
+
+def test_what_was_planned_goes_with_the_program() -> None:
+    """A sweep over designs makes thousands of programs; none may stay for what was worked out of it."""
+    program = pipeline(5, 5, 9, 2).build()
+    compiled.simulate(program)
+    arrays = weakref.ref(program.arrays)
+    del program
+    gc.collect()
+    assert arrays() is None
 
 
 def test_credits_in_lots() -> None:

@@ -7,7 +7,6 @@ engine returns: every start, every end, every count. Starts and ends are found w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from time import monotonic
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -17,18 +16,16 @@ import numpy as np
 from jouletrace.engine import events
 from jouletrace.engine.check import check
 from jouletrace.engine.counts import Counts, Intervals
-from jouletrace.engine.recurrence import Turns, clocks, execute, kernel, reorder, rings, survey
+from jouletrace.engine.recurrence import NOT_STARTED, Turns, clocks, execute, kernel, reorder, rings, survey
 from jouletrace.errors import LimitExceeded, UsageError
-from jouletrace.mapping.arrays import Arrays, rows
-from jouletrace.mapping.op_program import Integers, OpProgram, Runs
+from jouletrace.mapping.arrays import Arrays
+from jouletrace.mapping.op_program import Commands, Integers, OpProgram, Runs, rows
 from jouletrace.mapping.program import Program
 
 __all__ = ["simulate"]
 
 # Commands between two looks at the clock.
 BATCH = 1 << 20
-# Later than every start.
-NEVER = 1 << 62
 
 
 def simulate(
@@ -70,9 +67,9 @@ def simulate(
     if max_events is not None and total > max_events:
         raise LimitExceeded(f"the step has {total} commands, more than the limit of {max_events}; raise max_events")
     plan = _planned(program)
-    commands = program.timed if plan.order is None else plan.arrays.least
+    commands = plan.commands(program)
     now = clocks(program.pools, plan.ring_size, len(program.engines), len(program.ops))
-    op_start = np.full(len(program.ops), NEVER, dtype=np.int64)
+    op_start = np.full(len(program.ops), NOT_STARTED, dtype=np.int64)
     nothing = np.zeros(0, dtype=np.int64)
     behind = np.concatenate([nothing, np.cumsum(plan.lengths)])  # commands up to the end of each turn
     first = done = 0
@@ -85,26 +82,31 @@ def simulate(
         if progress is not None:
             progress(done, total)
         last = min(int(np.searchsorted(behind, done + BATCH)) + 1, len(behind))
-        kernel(execute)(first, last, plan.turns, commands, plan.arrays.runs, now, op_start, nothing, 0)
+        kernel(execute)(first, last, plan.turns, commands, plan.runs, now, op_start, nothing, 0)
         first, done = last, int(behind[last - 1])
     if progress is not None:
         progress(total, total)
-    op_start[op_start == NEVER] = 0
+    op_start[op_start == NOT_STARTED] = 0
     return Counts(program, op_start, now.op_end, "compiled", total, lambda: _intervals(program, plan))
 
 
 class _Plan(NamedTuple):
-    """What is executed in which order, before any byte has moved. ``order`` are the positions of the commands, or None
-    for program order."""
+    """What is executed in which order. Not in program order, ``order`` are the positions of the commands, and these
+    are ``reordered``."""
 
     turns: Turns
-    arrays: Arrays
+    runs: Runs
     ring_size: Integers
     lengths: list[int]
-    order: Integers | None
+    order: Integers | None = None
+    reordered: Commands | None = None
+
+    def commands(self, program: Program) -> Commands:
+        """The commands with their cycles."""
+        return program.timed if self.reordered is None else self.reordered
 
 
-# Plans by what they follow from, which all rates of the port share.
+# Plans by what they follow from, which all rates of the port share. A plan must not hold the arrays: they would stay.
 _PLANS: WeakKeyDictionary[Arrays, _Plan] = WeakKeyDictionary()
 
 
@@ -125,7 +127,7 @@ def _planned(program: Program) -> _Plan:
     awaits_itself = any(after and after[-1] >= op for op, after in enumerate(program.after))
     if awaits_itself or kernel(survey)(turns, arrays.least, arrays.runs, credits.copy(), ring_size) >= 0:
         return _reordered(program)
-    plan = _Plan(turns, arrays, rings(program, ring_size), [len(body) for body in program.bodies], None)
+    plan = _Plan(turns, arrays.runs, rings(program, ring_size), [len(body) for body in program.bodies])
     return _PLANS.setdefault(arrays, plan)
 
 
@@ -158,8 +160,7 @@ def _reordered(program: Program) -> _Plan:
     ring_size = np.maximum(credits, 1)
     kernel(survey)(turns, of, runs, credits.copy(), ring_size)
     lengths: list[int] = np.diff(runs.chunk_at).tolist()
-    arrays = replace(program.arrays, least=of, runs=runs, moves=())
-    return _Plan(turns, arrays, rings(program, ring_size), lengths, order)
+    return _Plan(turns, runs, rings(program, ring_size), lengths, order, of)
 
 
 def _intervals(program: Program, plan: _Plan) -> Intervals:
@@ -168,8 +169,8 @@ def _intervals(program: Program, plan: _Plan) -> Intervals:
     placed = np.zeros(len(program), dtype=np.int64)
     op_start = np.zeros(len(program.ops), dtype=np.int64)
     if len(placed):
-        commands = plan.arrays.timed(program.port.bytes_per_cycle)
-        kernel(execute)(0, len(plan.lengths), plan.turns, commands, plan.arrays.runs, now, op_start, placed, 0)
+        commands = plan.commands(program)
+        kernel(execute)(0, len(plan.lengths), plan.turns, commands, plan.runs, now, op_start, placed, 0)
     start = placed
     if plan.order is not None:
         start = np.zeros(len(placed), dtype=np.int64)

@@ -14,20 +14,18 @@ import numpy as np
 
 from jouletrace.engine.check import problems
 from jouletrace.engine.family import Family
-from jouletrace.engine.recurrence import Turns, clocks, execute, kernel, survey
+from jouletrace.engine.recurrence import NOT_STARTED, Turns, clocks, execute, kernel, survey
 from jouletrace.engine.seams import Use
 from jouletrace.errors import MappingError, UsageError
-from jouletrace.mapping.arrays import Arrays, rows
-from jouletrace.mapping.op_program import Integers, OpProgram
+from jouletrace.mapping.arrays import Arrays
+from jouletrace.mapping.op_program import Integers, OpProgram, rows
 from jouletrace.mapping.program import OpInfo, Place, Program
 from jouletrace.store.settings import is_off
 
-__all__ = ["Part", "Parts", "Placed", "first_terms", "parts_of"]
+__all__ = ["Part", "Parts", "PlacedPart", "first_terms", "parts_of"]
 
 # How many ways to be ready are remembered of an op.
 WAYS = 4096
-# Behind every start.
-NEVER_STARTS = 1 << 62
 # An op alone: one turn of one body, which awaits nobody.
 _ALONE = Turns(np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64), *rows([()]))
 _UNRECORDED = np.zeros(0, dtype=np.int64)
@@ -86,7 +84,7 @@ class Part:
             now.ring_credits[entry : entry + pool.credits] = 1
             now.filled[p] = pool.credits
             term += pool.credits
-        start = np.full(1, NEVER_STARTS, dtype=np.int64)
+        start = np.full(1, NOT_STARTED, dtype=np.int64)
         kernel(execute)(0, 1, _ALONE, self.commands, self.runs, now, start, _UNRECORDED, 0)
         behind = [now.free]
         for p in range(len(self.pools)):
@@ -121,7 +119,7 @@ def first_terms(family: Family) -> list[int]:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Placed:
+class PlacedPart:
     """An op program in its family: where its terms stand in a seam, and what it uses."""
 
     part: Part
@@ -133,7 +131,7 @@ class Placed:
 class Parts:
     """What executes each variant of each slot, and more cycles than any step of the family takes."""
 
-    of: list[list[Placed]]
+    of: list[list[PlacedPart]]
     bound_cycles: int
 
 
@@ -180,7 +178,7 @@ class _Placing:
         self.terms: dict[Place, Integers] = {}
         self.uses: dict[object, Use] = {}
 
-    def placed(self, body: OpProgram, place: Place) -> Placed:
+    def placed(self, body: OpProgram, place: Place) -> PlacedPart:
         part = _part_of(body, self.family.port.bytes_per_cycle)
         key = place, part.teams, part.taken
         if key not in self.uses:
@@ -190,4 +188,4 @@ class _Placing:
         if place not in self.terms:
             pools = [range(self.first_term[p], self.first_term[p + 1]) for p in place.pools]
             self.terms[place] = np.array([*place.engines, *(t for some in pools for t in some)], dtype=np.int64)
-        return Placed(part, self.terms[place], self.uses[key])
+        return PlacedPart(part, self.terms[place], self.uses[key])

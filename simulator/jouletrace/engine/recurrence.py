@@ -28,8 +28,10 @@ import numpy as np
 from jouletrace.mapping.op_program import Commands, Integers, Pool, Runs
 from jouletrace.mapping.program import Program
 
-__all__ = ["Clocks", "Turns", "clocks", "execute", "kernel", "reorder", "rings", "survey"]
+__all__ = ["NOT_STARTED", "Clocks", "Turns", "clocks", "execute", "kernel", "reorder", "rings", "survey"]
 
+# Later than every start.
+NOT_STARTED = 1 << 62
 F = TypeVar("F", bound=Callable[..., Any])
 
 

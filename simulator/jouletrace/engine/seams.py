@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jouletrace.engine.recurrence import Integers
+from jouletrace.mapping.op_program import Integers, rows
 
 __all__ = ["NEVER", "Structure", "Use", "settle", "structure"]
 
@@ -101,11 +101,11 @@ def structure(
         user[slot] = user[slot + 1]
         user[slot, of[slot].resources] = slot
         surely[slot, of[slot].sure] = True
-    after_at, after_slot = _rows(after)
-    instead_at, instead_slot = _rows(instead)
-    waiting_at, waiting_slot = _rows([[slot for slot, _ in some] for some in waiting])
-    teams_at, _ = _rows([[0] * len(role.teams) for role in of])
-    team_at, team = _rows([team for role in of for team in role.teams])
+    after_at, after_slot = rows(after)
+    instead_at, instead_slot = rows(instead)
+    waiting_at, waiting_slot = rows([[slot for slot, _ in some] for some in waiting])
+    teams_at, _ = rows([[0] * len(role.teams) for role in of])
+    team_at, team = rows([team for role in of for team in role.teams])
     return Structure(
         after_at, after_slot, instead_at, instead_slot,
         waiting_at, waiting_slot, np.array([way for some in waiting for _, way in some], dtype=np.int64),
@@ -124,12 +124,6 @@ class _Role:
         self.works = any(use.held for use in uses)
         self.idles = any(not use.held and not use.absent for use in uses)
         self.skips = any(use.absent for use in uses)
-
-
-def _rows(lists: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:
-    at = np.zeros(len(lists) + 1, dtype=np.int64)
-    np.cumsum([len(some) for some in lists], out=at[1:])
-    return at, np.array([n for some in lists for n in some], dtype=np.int64)
 
 
 def settle(seams: Integers, k: int, of: Structure, shift: Integers) -> None:

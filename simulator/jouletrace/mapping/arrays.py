@@ -10,7 +10,7 @@ import numpy as np
 
 from jouletrace.mapping.op_program import Commands, Integers, Moves, OpProgram, Runs
 
-__all__ = ["Arrays", "joined", "rows"]
+__all__ = ["Arrays", "joined"]
 
 Numbers = tuple[int, ...]
 
@@ -37,13 +37,6 @@ class Arrays:
         hold_cycles[at] = np.maximum(hold_cycles[at], np.array(cycles, dtype=np.int64))
         longest = np.maximum.reduceat(hold_cycles, self.least.hold_at[:-1])
         return self.least._replace(hold_cycles=hold_cycles, longest=longest)
-
-
-def rows(lists: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:
-    """Lists of different lengths as one: list i stands from ``at[i]`` to ``at[i + 1]``."""
-    at = np.zeros(len(lists) + 1, dtype=np.int64)
-    np.cumsum([len(some) for some in lists], out=at[1:])
-    return at, np.array([n for some in lists for n in some], dtype=np.int64)
 
 
 def joined(bodies: Sequence[OpProgram], engines: Sequence[Numbers], pools: Sequence[Numbers]) -> Arrays:

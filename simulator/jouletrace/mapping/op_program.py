@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Action", "Command", "Commands", "Engine", "EngineKind", "Integers", "Moves", "OpProgram", "Pool", "Run",
-    "Runs", "Sequence32",
+    "Runs", "Sequence32", "rows",
 ]  # fmt: skip
 
 # (component, action, tensor role); the role is "" where no tensor is meant
@@ -183,9 +183,9 @@ class OpProgram:
         """Its distinct commands, before any byte has moved."""
         return Commands(
             np.array([c.cycles for c in self.commands], dtype=np.int64),
-            *_rows([c.holds for c in self.commands]),
-            *_rows([c.takes for c in self.commands]),
-            *_rows([c.gives for c in self.commands]),
+            *_pair_rows([c.holds for c in self.commands]),
+            *_pair_rows([c.takes for c in self.commands]),
+            *_pair_rows([c.gives for c in self.commands]),
         )
 
     @cached_property
@@ -217,8 +217,8 @@ class OpProgram:
             np.array([0, len(self.runs)], dtype=np.int64),
             np.cumsum([len(chunk) for chunk in chunks]).astype(np.int64),
             np.array([run.times for run in self.runs], dtype=np.int64),
-            *_rows([tuple((e, 0) for e in sorted(some)) for some in engines])[:2],
-            *_rows([tuple((p, 0) for p in sorted(some)) for some in pools])[:2],
+            *rows([sorted(some) for some in engines]),
+            *rows([sorted(some) for some in pools]),
             np.concatenate(chunks).astype(np.int64),
         )
 
@@ -314,11 +314,16 @@ class OpProgram:
 _OF_COMMANDS = ("_of_commands", "arrays", "moves", "takers", "givers", "problems")
 
 
-def _rows(lists: list[Pairs]) -> tuple[Integers, Integers, Integers]:
+def rows(lists: Sequence[Sequence[int]]) -> tuple[Integers, Integers]:
+    """Lists of different lengths as one: list i stands from ``at[i]`` to ``at[i + 1]``."""
     at = np.zeros(len(lists) + 1, dtype=np.int64)
     np.cumsum([len(some) for some in lists], out=at[1:])
-    flat = np.array([pair for some in lists for pair in some], dtype=np.int64).reshape(-1, 2)
-    return at, flat[:, 0].copy(), flat[:, 1].copy()
+    return at, np.array([n for some in lists for n in some], dtype=np.int64)
+
+
+def _pair_rows(lists: list[Pairs]) -> tuple[Integers, Integers, Integers]:
+    at, first = rows([[one for one, _ in some] for some in lists])
+    return at, first, rows([[other for _, other in some] for some in lists])[1]
 
 
 def _ends(commands: Iterable[tuple[Pairs, Pairs]]) -> Pairs:
